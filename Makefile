@@ -1,0 +1,32 @@
+# make run and make test start from a bare clone: both install first.
+
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+
+.PHONY: install run test check bench
+
+install: $(STAMP)
+
+# torch first and by its exact version: asked for by range, it brings gigabytes of CUDA to a machine without a GPU.
+$(STAMP): pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --upgrade pip
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt torch
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $@
+
+run: install
+	$(VENV)/bin/rlhf run
+
+test: install
+	$(PYTHON) -m pytest
+
+check: install
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -m pytest -m "not slow"
+
+bench: install
+	$(PYTHON) benchmarks/generation.py

@@ -1,0 +1,234 @@
+"""An artefact folder: written whole or not at all, listed in a manifest with checksums, verified when it is read.
+
+A folder counts as finished exactly when it holds `manifest.json`. It is written under a hidden name,
+`.NAME.partial-PID`, made durable, given its manifest last, and only then renamed. Killed at any point, the old artefact
+or the new one is there, or neither; never a half. Torch-free.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf.errors import LockedError, MissingError, disk_error
+from rlhf.fingerprint import digest, file_digest
+
+MANIFEST = "manifest.json"
+
+# What differs between two equal runs, or repeats what the manifest says. Nobody downstream computes with it, so it has
+# a checksum but no part in the artefact's digest.
+VOLATILE = ("config.yaml", "metrics.jsonl", "wandb/", "resume/")
+
+
+def now() -> str:
+    """The time in UTC, to the second, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def shown(path: Path) -> str:
+    """A path as the reader would type it: relative to the working directory if it is inside."""
+    with suppress(ValueError):
+        return str(path.absolute().relative_to(Path.cwd()))
+    return str(path)
+
+
+# --- writing ---
+
+
+@contextmanager
+def open_artefact(final: Path, about: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder to write in, which becomes `final` when the block ends well and vanishes when it does not.
+
+    `about` is read when the block ends, so it may be filled inside it; it goes into the manifest beside `files`
+    (path -> SHA-256), `stat` (path -> size and time of change), `digest` (of the files) and `finished_at`. An artefact
+    that is already there stays until the new one is complete. A full or read-only disk is a DiskError.
+    """
+    partial = final.parent / f".{final.name}.partial-{os.getpid()}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        _commit(partial, final, about)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and (full := disk_error(error, final)):
+            raise full from error
+        raise
+
+
+def _commit(partial: Path, final: Path, about: Mapping[str, Any]) -> None:
+    config = yaml.safe_dump(about.get("config", {}), sort_keys=False, allow_unicode=True)
+    (partial / "config.yaml").write_text(config, encoding="utf-8")
+    files = {file.relative_to(partial).as_posix(): file for file in sorted(partial.rglob("*")) if file.is_file()}
+    checksums = {}
+    for name, file in files.items():
+        _sync(file)
+        checksums[name] = file_digest(file)
+    for folder in sorted((path for path in partial.rglob("*") if path.is_dir()), reverse=True):
+        _sync(folder)
+    stat = {name: [file.stat().st_size, file.stat().st_mtime_ns] for name, file in files.items()}
+    lasting = {name: checksum for name, checksum in checksums.items() if not name.startswith(VOLATILE)}
+    made = {"files": checksums, "stat": stat, "digest": digest(lasting), "finished_at": now()}
+    write_manifest(partial, {**about, **made})
+    old = final.parent / f".{final.name}.old-{os.getpid()}"
+    if final.exists():
+        final.rename(old)
+    # Killed between these two renames, `recover` finds the complete new artefact under its hidden name.
+    partial.rename(final)
+    _sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Put manifest.json into `folder` by rename, with a checksum over itself; durable on return."""
+    manifest = {key: value for key, value in manifest.items() if key != "checksum"}
+    draft = folder / f".{MANIFEST}.partial"
+    draft.write_text(json.dumps({**manifest, "checksum": digest(manifest)}, indent=1) + "\n", encoding="utf-8")
+    _sync(draft)
+    draft.replace(folder / MANIFEST)
+    _sync(folder)
+
+
+def recover(run_dir: Path) -> None:
+    """Clear what killed writers left in a run folder; the caller holds its lock.
+
+    A complete artefact that only lacked its last rename is put in place; one moved aside in vain goes back.
+    """
+    for left in sorted(run_dir.glob(".*.partial-*")):
+        final = run_dir / left.name[1:].rpartition(".partial-")[0]
+        if damage(left) is None:
+            if final.exists():
+                final.rename(run_dir / f".{final.name}.old-{os.getpid()}")
+            left.rename(final)
+            _sync(run_dir)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+    for left in sorted(run_dir.glob(".*.old-*")):
+        final = run_dir / left.name[1:].rpartition(".old-")[0]
+        if final.exists():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.rename(final)
+            _sync(run_dir)
+
+
+def _sync(path: Path) -> None:
+    """Make a file's content, or a folder's entries, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- reading ---
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished artefact; MissingError if there is none or it was tampered with."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        checksum = manifest.pop("checksum")
+    except FileNotFoundError:
+        raise MissingError(f"{shown(folder)} is no finished artefact: it has no {MANIFEST}") from None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise MissingError(f"{shown(path)} is damaged: it is not a manifest") from None
+    if checksum != digest(manifest):
+        raise MissingError(f"{shown(path)} is damaged: it does not match its own checksum")
+    return dict(manifest)
+
+
+def damage(folder: Path, manifest: Mapping[str, Any] | None = None) -> str | None:
+    """What is wrong with an artefact, found cheaply, or None.
+
+    A file of the size and time of change it was written with is taken as it is; any other is compared by checksum, so
+    a copied run is still whole. A bit that flips on the disk without either changing is found by `verify`.
+    """
+    try:
+        manifest = manifest or read_manifest(folder)
+    except MissingError as error:
+        return error.what
+    for name, (size, mtime_ns) in manifest["stat"].items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        facts = file.stat()
+        if facts.st_size != size:
+            return f"{name} has {facts.st_size:,} bytes, was written with {size:,}"
+        if facts.st_mtime_ns != mtime_ns and file_digest(file) != manifest["files"][name]:
+            return f"{name} does not match its checksum"
+    return None
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest, once every byte was compared with its SHA-256; MissingError names the first bad file."""
+    manifest = read_manifest(folder)
+    problem = damage(folder, manifest)
+    for name, checksum in manifest["files"].items():
+        if problem is None and file_digest(folder / name) != checksum:
+            problem = f"{name} does not match its checksum"
+    if problem:
+        hint = f"make it again: rlhf run stage={folder.name} --rerun"
+        raise MissingError(f"{shown(folder)} is damaged: {problem}", hints=[hint])
+    return manifest
+
+
+# --- one writer per run ---
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold a run folder for the life of the block; LockedError names the process that already does.
+
+    The kernel holds the lock and drops it with the process, so none is ever stale; the file's text is for people.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except FileExistsError:
+        raise MissingError(f"{shown(run_dir)} is a file, not a folder") from None
+    except OSError as error:
+        raise disk_error(error, run_dir) or MissingError(f"cannot write {shown(run_dir)}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _held(run_dir, os.read(handle, 4096)) from None
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
+        os.ftruncate(handle, 0)
+        os.write(handle, json.dumps(holder).encode())
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Whether some process is writing to the run; touches nothing."""
+    with suppress(OSError), (run_dir / ".lock").open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _held(run_dir: Path, text: bytes) -> LockedError:
+    try:
+        holder = json.loads(text)
+        who = f"process {holder['pid']} on {holder['host']} holds it since {holder['since']}"
+    except (ValueError, KeyError, TypeError):
+        who = "its lock does not say by whom"
+    return LockedError(
+        f"{shown(run_dir)} is in use by another rlhf run", where=who, hints=["wait for it, or give another run=NAME"]
+    )

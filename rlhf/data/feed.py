@@ -1,0 +1,146 @@
+"""What a stage is fed: prompts, demonstrations, conversations and pairs, from the micro-world or from public sets.
+
+A recipe lists sources; `microworld` is written on the spot from the seed, everything else is read by
+`rlhf.data.sources`. Training never sees what evaluation asks: the micro-world holds combinations out, other sources
+hold out prompts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+from rlhf.data import sources
+from rlhf.data.types import Dialogue, Preference, Prompt, read_jsonl
+from rlhf.errors import ConfigError
+from rlhf.microworld import corpus
+from rlhf.schema import MicroworldConfig, Source
+
+Say = Callable[[str], None]
+MICROWORLD = "microworld"
+Row = TypeVar("Row", Dialogue, Preference, Prompt)
+HELD_OUT_SHARE = 0.1  # of the prompts of a public set
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a user says over many turns, under one instruction given before the first."""
+
+    id: str
+    instruction: str
+    user_turns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Rows to train on and rows held out, without a prompt in common."""
+
+    train: list[Preference]
+    test: list[Preference]
+
+
+def texts(given: Sequence[Source], *, words: int, seed: int, stage: str, say: Say) -> list[str]:
+    """Running text for pretraining."""
+    found: list[str] = []
+    for source in _some(given, stage):
+        if source.name == MICROWORLD:
+            found += corpus.pretraining_texts(random.Random(seed), words)
+        else:
+            found += sources.load_texts(source, say=say)
+    return found
+
+
+def demonstrations(given: Sequence[Source], *, seed: int, stage: str, say: Say) -> list[Dialogue]:
+    """Dialogues to imitate (3.1)."""
+    rows: list[Dialogue] = []
+    for source in _some(given, stage):
+        if source.name == MICROWORLD:
+            rows += corpus.demonstrations(random.Random(seed), source.limit or 2500)
+        else:
+            rows += sources.load_dialogues(source, say=say)
+    return rows
+
+
+def both_domains(world: MicroworldConfig) -> dict[str, float]:
+    """Kinds of prompts that a policy is trained on: half as helpfulness annotators ask, half as safety ones do."""
+    return {kind: (world.helpfulness_mix[kind] + world.safety_mix[kind]) / 2 for kind in world.helpfulness_mix}
+
+
+def prompts(
+    given: Sequence[Source],
+    count: int,
+    *,
+    seed: int,
+    stage: str,
+    world: MicroworldConfig,
+    mix: Mapping[str, float],
+    held_out: bool,
+    say: Say,
+) -> list[Prompt]:
+    """At most `count` prompts: held-out ones for measuring, or the others for training."""
+    rows: list[Prompt] = []
+    for source in _some(given, stage):
+        if source.name == MICROWORLD:
+            share = world.instruction_share
+            rng = random.Random(seed)
+            rows += corpus.prompts(rng, count, mix=mix, instruction_share=share, held_out=held_out)
+        else:
+            kept, held = _prompts(source, say)
+            rows += held if held_out else kept
+    random.Random(seed).shuffle(rows)
+    return rows[:count]
+
+
+def conversations(
+    given: Sequence[Source], count: int, *, min_turns: int, max_turns: int, seed: int, held_out: bool, stage: str
+) -> list[Conversation]:
+    """What users say over many turns, each under one instruction (3.3)."""
+    found: list[Conversation] = []
+    for source in _some(given, stage):
+        if source.name != MICROWORLD:
+            raise ConfigError(
+                f"{stage}.data names {source.name}, which has no conversations under an instruction",
+                hints=[f"use {stage}.data=[{{name: {MICROWORLD}}}]"],
+            )
+        made = corpus.conversations(
+            random.Random(seed), count, turns=(min_turns, max_turns), held_out=held_out, instruction_share=1.0
+        )
+        found += [Conversation(f"{stage}-{i}", inst or "", tuple(users)) for i, (inst, users) in enumerate(made)]
+    return found
+
+
+def preferences(given: Sequence[Source], *, test_share: float, seed: int, say: Say) -> dict[str, Split]:
+    """Pairs of public sets by domain, part of the prompts held out."""
+    found = {domain: Split([], []) for domain in ("helpfulness", "safety")}
+    for source in given:
+        rows = sources.load_preferences(source, say=say)
+        train, test = sources.split_by_prompt(rows, test_share=test_share, seed=seed)
+        found[source.kind].train.extend(train)
+        found[source.kind].test.extend(test)
+        say(f"{source.name}: {len(train):,} pairs to train on, {len(test):,} held out by prompt")
+    return found
+
+
+def stored(path: Path, kind: type[Row]) -> list[Row]:
+    """Rows an earlier stage wrote; none where it had none to write."""
+    return read_jsonl(path, kind) if path.exists() else []
+
+
+@lru_cache(maxsize=8)
+def _prompts(source: Source, say: Say) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts of a public set, and those of them held out; read once, though PPO asks for some in every iteration."""
+    rows = sources.load_prompts(source, say=say)
+    return sources.split_by_prompt(rows, test_share=HELD_OUT_SHARE, seed=0)
+
+
+def _some(given: Sequence[Source], stage: str) -> Sequence[Source]:
+    if not given:
+        raise ConfigError(
+            f"{stage}.data is empty",
+            hints=[f"name a source: {stage}.data=[{{name: microworld}}]", "or see data/README.md"],
+        )
+    return given

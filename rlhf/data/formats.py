@@ -1,0 +1,237 @@
+"""A row of a public set, in any of the shapes people publish, to one of our records.
+
+Two ways to fail: ``DataError``, the row isn't of a known shape and the file is wrong; ``Refused``, the row is of a
+known shape but can't be used, with a reason to count it under.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.data.chat import TAGS
+from rlhf.data.types import RATINGS, Dialogue, Preference, Prompt, Rating, Turn, check_turns, turns_from_json
+from rlhf.errors import DataError
+
+Row = Mapping[str, Any]
+
+# What Llama 2's format can't hold; a tokenizer with other control tokens is asked again when the row is encoded.
+CONTROL = (*TAGS, "<s>", "</s>")
+
+DEGREES: dict[str, Rating] = {
+    "significantly-better": "significantly",
+    "better": "better",
+    "slightly-better": "slightly",
+    "negligibly-better": "negligibly",
+    "unsure": "negligibly",
+}
+
+HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
+
+
+class Refused(Exception):
+    """The row can be read but not used."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a row doesn't say itself: its id, its source, and whether its set is a safety set."""
+
+    id: str
+    source: str
+    is_safety: bool
+
+
+def dialogue(row: Row, origin: Origin) -> Dialogue:
+    """A demonstration: ``messages`` or ``turns``, or ``prompt`` with ``completion``."""
+    if "messages" in row or "turns" in row:
+        field = "messages" if "messages" in row else "turns"
+        turns = turns_from_json(row[field], field)
+    elif "prompt" in row and "completion" in row:
+        turns = (*_turns(row["prompt"], "prompt"), *_reply(row["completion"], "completion"))
+    else:
+        raise _unknown(row, "messages, turns, or prompt with completion")
+    _usable(turns, last="assistant")
+    return Dialogue(_id(row, origin), turns, _source(row, origin))
+
+
+def prompt(row: Row, origin: Origin) -> Prompt:
+    """What a policy is asked: a prompt of its own, or that of a pair or a demonstration."""
+    if "chosen" in row:
+        turns = _pair(row)[0]
+    elif "prompt" in row:
+        turns = _turns(row["prompt"], "prompt")
+    elif isinstance(row.get("turns"), list) and all(isinstance(turn, str) for turn in row["turns"]):
+        if len(row["turns"]) > 1:
+            raise Refused("several user turns and no answers between them")
+        turns = tuple(Turn("user", turn) for turn in row["turns"])
+    elif "messages" in row or "turns" in row:
+        field = "messages" if "messages" in row else "turns"
+        turns = turns_from_json(row[field], field)
+        turns = turns[:-1] if turns and turns[-1].role == "assistant" else turns
+    else:
+        raise _unknown(row, "prompt, messages, turns or chosen")
+    _usable(turns, last="user")
+    kind = row.get("kind")
+    return Prompt(
+        id=_id(row, origin),
+        turns=turns,
+        source=_source(row, origin),
+        is_safety=_flag(row, "is_safety", origin.is_safety) is True,
+        kind=kind if isinstance(kind, str) else "",
+    )
+
+
+def preference(row: Row, origin: Origin) -> Preference:
+    """A rated pair: HH's two texts, TRL's message lists, or our own record."""
+    turns, chosen, rejected = _pair(row)
+    _usable(turns, last="user")
+    _usable((Turn("assistant", chosen), Turn("assistant", rejected)), last=None)
+    if chosen.strip() == rejected.strip():
+        raise Refused("chosen and rejected are the same")
+    chosen_safe, rejected_safe = _flag(row, "chosen_safe", None), _flag(row, "rejected_safe", None)
+    if chosen_safe is False and rejected_safe is True:
+        raise Refused("chosen is marked unsafe and rejected safe")
+    kind = row.get("kind")
+    return Preference(
+        id=_id(row, origin),
+        prompt=turns,
+        chosen=chosen,
+        rejected=rejected,
+        source=_source(row, origin),
+        rating=_rating(row),
+        chosen_safe=chosen_safe,
+        rejected_safe=rejected_safe,
+        is_safety=_flag(row, "is_safety", origin.is_safety) is True,
+        kind=kind if isinstance(kind, str) else "",
+    )
+
+
+def text(row: Row, origin: Origin) -> str:
+    """Running text."""
+    value = row.get("text")
+    if not isinstance(value, str):
+        raise _unknown(row, "text")
+    _valid_unicode(value)
+    if not value.strip():
+        raise Refused("an empty text")
+    return value
+
+
+# ── shapes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _pair(row: Row) -> tuple[tuple[Turn, ...], str, str]:
+    """The prompt's turns and the two replies."""
+    if "chosen" not in row or "rejected" not in row:
+        raise _unknown(row, "chosen and rejected")
+    sides = (row["chosen"], row["rejected"])
+    if "prompt" not in row and all(isinstance(side, str) for side in sides):
+        return _split_pair(*(hh_turns(side) for side in sides))
+    if all(isinstance(side, str) for side in sides):
+        return _turns(row["prompt"], "prompt"), *sides
+    chosen, rejected = (turns_from_json(side, name) for side, name in zip(sides, ("chosen", "rejected"), strict=True))
+    if "prompt" in row and len(chosen) == len(rejected) == 1:
+        return _turns(row["prompt"], "prompt"), _assistant(chosen[0]), _assistant(rejected[0])
+    return _split_pair(chosen, rejected)
+
+
+def _split_pair(chosen: Sequence[Turn], rejected: Sequence[Turn]) -> tuple[tuple[Turn, ...], str, str]:
+    if tuple(chosen[:-1]) != tuple(rejected[:-1]):
+        raise Refused("the dialogues differ elsewhere than in the last reply")
+    if not chosen[:-1]:
+        raise Refused("no prompt before the reply")
+    return tuple(chosen[:-1]), _assistant(chosen[-1]), _assistant(rejected[-1])
+
+
+def hh_turns(dialogue: str) -> tuple[Turn, ...]:
+    """The turns of HH's text form, "\\n\\nHuman: ..\\n\\nAssistant: ..", trimmed of outer blanks."""
+    before, *parts = HH_TURN.split(dialogue)
+    if before.strip() or not parts:
+        raise DataError(f"a dialogue must start with '\\n\\nHuman: ' (got {dialogue[:40]!r})")
+    speakers, contents = parts[::2], parts[1::2]
+    return tuple(
+        Turn("user" if speaker == "Human" else "assistant", content.strip())
+        for speaker, content in zip(speakers, contents, strict=True)
+    )
+
+
+def _turns(value: object, field: str) -> tuple[Turn, ...]:
+    return (Turn("user", value),) if isinstance(value, str) else turns_from_json(value, field)
+
+
+def _reply(value: object, field: str) -> tuple[Turn, ...]:
+    return (Turn("assistant", value),) if isinstance(value, str) else turns_from_json(value, field)
+
+
+def _assistant(turn: Turn) -> str:
+    if turn.role != "assistant":
+        raise Refused("the last turn is not the assistant's")
+    return turn.content
+
+
+def _usable(turns: Sequence[Turn], *, last: Any) -> None:
+    """Raise ``Refused`` for what no stage can use; ``last`` is the role of the last turn, None for bare replies."""
+    if last is not None:
+        try:
+            check_turns(turns, last=last)
+        except DataError:
+            ends_right = bool(turns) and turns[-1].role == last
+            raise Refused("roles don't alternate" if ends_right else f"the last turn is not the {last}'s") from None
+    for turn in turns:
+        _valid_unicode(turn.content)
+        if not turn.content.strip():
+            raise Refused("an empty message")
+        if found := next((tag for tag in CONTROL if tag in turn.content), None):
+            raise Refused(f"a message holds {found}")
+
+
+def _valid_unicode(value: str) -> None:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Refused("text that isn't valid Unicode") from None
+
+
+# ── fields ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _rating(row: Row) -> Rating | None:
+    rating, degree = row.get("rating"), row.get("degree")
+    if rating is None and degree is None:
+        return None
+    if rating is None and degree in DEGREES:
+        return DEGREES[degree]
+    if rating in RATINGS:
+        return next(known for known in RATINGS if known == rating)
+    field, value, known = ("degree", degree, tuple(DEGREES)) if rating is None else ("rating", rating, RATINGS)
+    raise DataError(f"{field} must be one of {', '.join(known)} (got {value!r})")
+
+
+def _flag(row: Row, field: str, default: bool | None) -> bool | None:
+    value = row.get(field)
+    if value is None or isinstance(value, bool):
+        return default if value is None else value
+    raise DataError(f"field {field!r} must be true, false or null (got {value!r})")
+
+
+def _id(row: Row, origin: Origin) -> str:
+    value = row.get("id")
+    return origin.id if value is None else str(value)
+
+
+def _source(row: Row, origin: Origin) -> str:
+    value = row.get("source")
+    return value if isinstance(value, str) else origin.source
+
+
+def _unknown(row: Row, needed: str) -> DataError:
+    return DataError(
+        f"a row needs {needed} (got {', '.join(map(str, row)) or 'no columns'})", hints=["shapes: data/README.md"]
+    )

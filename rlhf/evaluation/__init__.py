@@ -1,0 +1,1 @@
+"""Measurements: of reward models against held-out pairs, and of policies against held-out prompts."""

@@ -1,0 +1,141 @@
+"""The paper's claims that one run can test, each with its figure and what it rests on.
+
+A claim holds or does not by the numbers of this run alone. One that needs seeds, ablations or larger sets than a single
+run has is "untestable" here, and says what it would take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from rlhf.data.types import RATINGS
+
+Claim = dict[str, Any]
+
+
+def examine(results: Mapping[str, Any]) -> dict[str, Claim]:
+    """report.json's `claims`: {id: {holds, claim, figure, evidence}}."""
+    found = {
+        "B1": accuracy_falls_with_rating(results),
+        "B4": own_domain_wins(results),
+        "B13": maximum_grows_median_does_not(results),
+        "B14": rejection_raises_gold(results),
+        "B16": left_tail_goes(results),
+        "B19": ppo_adds_to_rejection(results),
+        "B28": ghost_attention_lasts(results),
+        "B2": untestable(
+            "a margin raises accuracy on significantly better pairs",
+            "needs about 15,000 test pairs an arm, or many seeds with and without",
+        ),
+        "B7": untestable("accuracy rises with data and model size", "needs runs of several sizes"),
+        "B21": untestable("a smaller kl_coef ends at higher KL and reward", "needs two runs: ppo.kl_coef"),
+    }
+    return {key: claim for key, claim in sorted(found.items(), key=_number) if claim is not None}
+
+
+def accuracy_falls_with_rating(results: Mapping[str, Any]) -> Claim | None:
+    """B1: significantly > better > slightly > negligibly, for each model on its own domain (Table 8)."""
+    rows = _own_domain(results)
+    rated = {name: [row["accuracy"].get(r) for r in RATINGS] for name, row in rows.items()}
+    rated = {name: values for name, values in rated.items() if all(v is not None for v in values)}
+    if not rated:
+        return None
+    falls = all(a > b for values in rated.values() for a, b in pairwise(values))
+    figure = "; ".join(f"{name}: {' > '.join(f'{v:.3f}' for v in values)}" for name, values in rated.items())
+    evidence = "held-out pairs, " + ", ".join(f"{name} n={rows[name]['pairs']['all']}" for name in rated)
+    return _claim(falls, "accuracy falls from significantly better to negligibly better", figure, evidence)
+
+
+def own_domain_wins(results: Mapping[str, Any]) -> Claim | None:
+    """B4: each model is the better one on its own domain (Table 7)."""
+    models = results.get("reward_models", {})
+    try:
+        table = {(m, d): models[m][d]["accuracy"]["all"] for m in models for d in ("helpfulness", "safety")}
+    except KeyError:
+        return None
+    if len(table) < 4:
+        return None
+    gains = {d: table[d, d] - table[o, d] for d, o in (("helpfulness", "safety"), ("safety", "helpfulness"))}
+    figure = ", ".join(f"{domain} {gain:+.3f}" for domain, gain in gains.items())
+    evidence = "accuracy on a domain of its own model minus that of the other model"
+    return _claim(min(gains.values()) > 0, "each reward model wins its own domain", figure, evidence)
+
+
+def maximum_grows_median_does_not(results: Mapping[str, Any]) -> Claim | None:
+    """B13: the maximum of N grows with N, the median stays (Fig 7)."""
+    curve = results.get("best_of", {}).get("sft")
+    if not curve:
+        return None
+    sizes = sorted(curve, key=int)
+    top, middle = ([curve[n][key] for n in sizes] for key in ("max", "median"))
+    rise, drift = top[-1] - top[0], abs(middle[-1] - middle[0])
+    grows = all(a < b for a, b in pairwise(top)) and drift < rise / 2
+    figure = f"N=1 to {sizes[-1]}: max {top[0]:.2f} to {top[-1]:.2f}, median {middle[0]:.2f} to {middle[-1]:.2f}"
+    return _claim(grows, "the maximum of N grows, the median stays", figure, "SFT policy, held-out prompts, T=1")
+
+
+def rejection_raises_gold(results: Mapping[str, Any]) -> Claim | None:
+    """B14: fine-tuning on the best of K raises gold quality, not only the reward (Fig 11)."""
+    return _rises(results, "sft", _last_rejection(results), "rejection sampling raises gold quality over SFT")
+
+
+def ppo_adds_to_rejection(results: Mapping[str, Any]) -> Claim | None:
+    """B19: PPO after rejection sampling improves further, by a judge that was not its reward (Fig 11)."""
+    return _rises(results, _last_rejection(results), "ppo", "PPO adds to rejection sampling, by the gold judge")
+
+
+def left_tail_goes(results: Mapping[str, Any]) -> Claim | None:
+    """B16: the tenth percentile of the score rises from SFT on (Fig 20)."""
+    policies, last = results.get("policies", {}), _last_rejection(results)
+    if "sft" not in policies or last is None:
+        return None
+    low, high = policies["sft"]["reward_p10"], policies[last]["reward_p10"]
+    figure = f"10th percentile of the combined score: sft {low:.2f}, {last} {high:.2f}"
+    return _claim(high > low, "the worst answers disappear", figure, f"n={policies[last]['n']} each")
+
+
+def ghost_attention_lasts(results: Mapping[str, Any]) -> Claim | None:
+    """B28: without Ghost Attention the instruction is forgotten, with it it lasts to turn 20 (Table 30)."""
+    rates = results.get("multi_turn", {})
+    if not rates.get("after"):
+        return None
+    last = max(rates["after"], key=int)
+    before, after = rates["before"][last], rates["after"][last]
+    figure = f"turn {last}: {before:.2f} before, {after:.2f} after"
+    evidence = f"{rates['n']} held-out conversations, greedy; holds if after >= 0.9 and before <= 0.5"
+    return _claim(after >= 0.9 and before <= 0.5, "Ghost Attention keeps the instruction", figure, evidence)
+
+
+def untestable(claim: str, why: str) -> Claim:
+    return {"holds": "untestable", "claim": claim, "figure": "", "evidence": why}
+
+
+def _claim(holds: bool, claim: str, figure: str, evidence: str) -> Claim:
+    return {"holds": bool(holds), "claim": claim, "figure": figure, "evidence": evidence}
+
+
+def _rises(results: Mapping[str, Any], first: str | None, second: str | None, claim: str) -> Claim | None:
+    """Gold quality of two policies on the same prompts: it rises if the 95% intervals do not overlap."""
+    policies = results.get("policies", {})
+    rows = [policies.get(name or "", {}) for name in (first, second)]
+    if not all("gold_quality" in row for row in rows):
+        return None
+    figure = ", ".join(f"{name} {row['gold_quality']:.3f}" for name, row in zip((first, second), rows, strict=True))
+    low, high = rows[0]["interval"]["gold_quality"][1], rows[1]["interval"]["gold_quality"][0]
+    return _claim(low < high, claim, figure, f"n={rows[0]['n']} held-out prompts; 95% intervals must not overlap")
+
+
+def _own_domain(results: Mapping[str, Any]) -> dict[str, Any]:
+    models = results.get("reward_models", {})
+    return {name: model[name] for name, model in models.items() if name in model}
+
+
+def _last_rejection(results: Mapping[str, Any]) -> str | None:
+    names = [name for name in results.get("policies", {}) if name.startswith("rejection")]
+    return names[-1] if names else None
+
+
+def _number(item: tuple[str, Any]) -> int:
+    return int(item[0][1:])

@@ -1,0 +1,63 @@
+"""Dialogues to a fine-tuned policy: what sft, rejection, gatt and distillation have in common (3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.data.chat import encode_dialogue, labels
+from rlhf.data.collate import Row, pack
+from rlhf.data.types import Dialogue
+from rlhf.errors import DataError
+from rlhf.pipeline import Job
+from rlhf.schema import FineTune
+from rlhf.trainers import Schedule, fit_lm, steps_of, warmup_steps
+
+TrainOn = Literal["all_answers", "last_answer"]
+
+
+def fine_tune(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dialogues: Sequence[Dialogue],
+    job: Job,
+    *,
+    last_answer_only: frozenset[str] = frozenset(),
+) -> None:
+    """Fine-tune in place on packed dialogues.
+
+    Args:
+        last_answer_only: ids of dialogues whose earlier answers are context and bear no loss (Ghost Attention, 3.3).
+
+    Raises:
+        DataError: if a dialogue is longer than the context; nothing is cut without being asked.
+    """
+    config: FineTune = job.config
+    length = job.recipe.model.max_length
+    rows = []
+    for dialogue in dialogues:
+        encoded = encode_dialogue(tokenizer, dialogue.turns)
+        if len(encoded.input_ids) > length:
+            raise DataError(
+                f"dialogue {dialogue.id} has {len(encoded.input_ids)} tokens, the context holds {length}",
+                where=f"{job.name}, source {dialogue.source}",
+                hints=["raise model.max_length", "or leave such dialogues out of the data"],
+            )
+        train_on: TrainOn = "last_answer" if dialogue.id in last_answer_only else "all_answers"
+        rows.append(Row(encoded.input_ids, labels(encoded, train_on=train_on)))
+    packed = pack(rows, length=max(config.row_length or length, max(len(row.input_ids) for row in rows)))
+    total = steps_of(len(packed), batch_size=config.batch_size, epochs=config.epochs)
+    schedule = Schedule(
+        learning_rate=config.learning_rate,
+        final_lr_ratio=config.final_lr_ratio,
+        batch_size=config.batch_size,
+        warmup_steps=warmup_steps(total, ratio=config.warmup_ratio),
+        epochs=config.epochs,
+    )
+    trained = sum(label != -100 for row in rows for label in row.labels)
+    tokens = sum(len(row.input_ids) for row in rows)
+    job.track.say(f"{len(rows):,} dialogues, {tokens:,} tokens, {trained / tokens:.0%} of them bear loss")
+    job.track.say(f"packed into {len(packed):,} rows, {total} steps")
+    fit_lm(policy, tokenizer, packed, schedule, config, seed=job.seed, track=job.track, what=job.name.partition("-")[0])

@@ -1,0 +1,75 @@
+"""Best of K: the sample that rejection sampling keeps, and what to expect of k samples (paper 3.2.3, Figures 7, 8)."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def best_of(scores: Float[Tensor, "B K"]) -> Int[Tensor, " B"]:
+    """The new gold standard of each prompt: its completion with the highest score (paper 3.2.3).
+
+        k* = argmax_k R(y_k | x),   the first of equals
+
+    Args:
+        scores: [B, K] of K completions a prompt, in any unit.
+
+    Returns:
+        [B] indices into K.
+
+    Raises:
+        ValueError: if a score is NaN, which compares as the best.
+    """
+    if bool(scores.isnan().any()):
+        raise ValueError("scores hold NaN: there is no best of them")
+    return scores.argmax(dim=1)
+
+
+def expected_max(scores: Float[Tensor, "*batch N"], *, k: int) -> Float[Tensor, "*batch"]:
+    """The score that the best of k samples has on average, estimated from N >= k samples (Figure 7, upper curve).
+
+        E = sum_i x_(i) C(i - 1, k - 1) / C(N, k),   x_(1) <= ... <= x_(N)
+
+    This is the mean of the maximum over all C(N, k) subsets: unbiased, and with less variance than the maximum of
+    the first k samples. One set of N samples gives the whole curve for k = 1 ... N.
+
+    Args:
+        scores: [*batch, N] finite scores of independent samples, in any unit.
+        k: samples per prompt, 1 <= k <= N.
+
+    Returns:
+        [*batch] in the unit of the scores.
+
+    Raises:
+        ValueError: if k is not in [1, N], or a score is not finite.
+    """
+    return _expected_order_statistics(scores, k, (k - 1,))
+
+
+def expected_median(scores: Float[Tensor, "*batch N"], *, k: int) -> Float[Tensor, "*batch"]:
+    """The score that the median of k samples has on average, estimated from N >= k samples (Figure 7, lower curve).
+
+        E = sum_i x_(i) C(i - 1, r - 1) C(N - i, k - r) / C(N, k),   r = (k + 1) / 2
+
+    The mean of the median over all C(N, k) subsets. For even k the median is the mean of the middle two, r = k / 2
+    and r = k / 2 + 1. Arguments and errors as in `expected_max`.
+    """
+    return _expected_order_statistics(scores, k, ((k - 1) // 2, k // 2))
+
+
+def _expected_order_statistics(
+    scores: Float[Tensor, "*batch N"], k: int, ranks: tuple[int, ...]
+) -> Float[Tensor, "*batch"]:
+    """Mean over all subsets of size k, and over `ranks` (from 0), of the score with that rank in the subset."""
+    n = scores.shape[-1]
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be between 1 and the {n} samples there are, got {k!r}")
+    if not bool(scores.isfinite().all()):
+        raise ValueError("scores must be finite")
+    # The i-th smallest has rank r in the subsets with r members below and k - 1 - r above it. Python divides whole
+    # numbers of any size to the nearest double, so the weights are exact where factorials would long have overflowed.
+    subsets = len(ranks) * math.comb(n, k)
+    weights = [sum(math.comb(i, r) * math.comb(n - 1 - i, k - 1 - r) for r in ranks) / subsets for i in range(n)]
+    ordered = scores.double().sort(dim=-1).values
+    return (ordered @ torch.tensor(weights, dtype=torch.float64, device=scores.device)).to(scores.dtype)

@@ -1,0 +1,204 @@
+"""The default engine: sampling on the model's own forward, for any causal language model made of attention.
+
+Three things separate it from `model.generate(num_return_sequences=K)`: a prompt is encoded once for its K samples,
+the cache is allocated once instead of growing by concatenation, and finished rows leave the batch. The random number
+of sample k of a prompt at step t depends on (seed, prompt key, k, t) alone, so the draw does not depend on the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from rlhf.generation.protocol import Completion, Sampling
+
+
+class RowCache(DynamicLayer):
+    """Keys and values of one layer, [rows, heads, capacity, width], written in place."""
+
+    def __init__(self, keys: Tensor, values: Tensor, *, copies: int, room: int) -> None:
+        super().__init__()
+        self.length = keys.shape[-2]
+        self.buffers = [_widened(x, copies=copies, room=room) for x in (keys, values)]
+        self.is_initialized = True
+        self._show()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        new = self.length + key_states.shape[-2]
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, self.length : new] = states
+        self.length = new
+        return self._show()
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every row but these."""
+        self.buffers = [buffer[rows] for buffer in self.buffers]
+        self._show()
+
+    def _show(self) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
+        return self.keys, self.values
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    keys: Sequence[str],
+    seed: int,
+    eos_token_id: int,
+    pad_token_id: int,
+    rows_per_batch: int = 256,
+) -> list[list[Completion]]:
+    """Sample K completions of every prompt.
+
+    Args:
+        prompts: token ids, of any lengths.
+        keys: one name per prompt; with `seed` and k it fixes the random numbers of a sample.
+        rows_per_batch: rows decoded together; memory and speed only.
+
+    Returns:
+        for every prompt, in the order given, its K completions.
+    """
+    model.eval()
+    found: list[list[Completion]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    size = max(1, rows_per_batch // sampling.samples_per_prompt)
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        uniforms = _uniforms([keys[i] for i in chosen], sampling, seed=seed)
+        rows = _decode(model, [prompts[i] for i in chosen], sampling, uniforms, eos_token_id, pad_token_id)
+        for place, i in enumerate(chosen):
+            k = sampling.samples_per_prompt
+            found[i] = rows[place * k : (place + 1) * k]
+    return found
+
+
+def _decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    uniforms: Tensor,
+    eos_token_id: int,
+    pad_token_id: int,
+) -> list[Completion]:
+    """One batch: prefill the prompts, then one token per live row and step. Rows are [prompt * K + k]."""
+    device, k = model.device, sampling.samples_per_prompt
+    logits, cache, mask, position = _prefill(model, prompts, sampling, pad_token_id)
+    rows = len(prompts) * k
+    tokens = torch.full((rows, sampling.max_new_tokens), pad_token_id, dtype=torch.long, device=device)
+    logprobs = torch.zeros((rows, sampling.max_new_tokens), device=device)
+    length = torch.full((rows,), sampling.max_new_tokens, device=device)
+    ended = torch.zeros(rows, dtype=torch.bool, device=device)
+    live = torch.arange(rows, device=device)
+    uniforms = uniforms.to(device)
+    for t in range(sampling.max_new_tokens):
+        token, logprob = choose(logits, uniforms[live, t], temperature=sampling.temperature, top_p=sampling.top_p)
+        tokens[live, t], logprobs[live, t] = token, logprob
+        stop = token == eos_token_id
+        length[live[stop]], ended[live[stop]] = t + 1, True
+        if t + 1 == sampling.max_new_tokens or bool(stop.all()):
+            break
+        if bool(stop.any()):
+            kept = (~stop).nonzero()[:, 0]
+            for layer in cache.layers:
+                layer.keep(kept)
+            live, token, position = live[kept], token[kept], position[kept]
+            mask = None if mask is None else mask[kept]
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
+        logits = model(
+            input_ids=token[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache
+        ).logits[:, -1]
+        position = position + 1
+    return [
+        Completion(tuple(ids[:n]), tuple(lps[:n]), "stop" if end else "length")
+        for ids, lps, n, end in zip(tokens.tolist(), logprobs.tolist(), length.tolist(), ended.tolist(), strict=True)
+    ]
+
+
+def _prefill(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], sampling: Sampling, pad_token_id: int
+) -> tuple[Tensor, Cache, Tensor | None, Tensor]:
+    """Encode each prompt once, then give every one of its K rows a copy of its cache.
+
+    Prompts are padded on the left here, so that all rows write their next token to the same slot.
+    """
+    width, k = max(len(p) for p in prompts), sampling.samples_per_prompt
+    lengths = torch.tensor([len(p) for p in prompts], device=model.device)
+    ids = torch.tensor([[pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    mask = (torch.arange(width, device=model.device) >= width - lengths[:, None]).long()
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    even = bool((lengths == width).all())  # no padding: attention needs no mask
+    # Told of the model's config, the cache of sliding attention would drop the oldest keys, which are the padding of
+    # short prompts but tokens of long ones. It keeps them all here, and the mask hides what is out of sight.
+    cache = DynamicCache()
+    logits = model(
+        input_ids=ids,
+        attention_mask=None if even else mask,
+        position_ids=positions,
+        past_key_values=cache,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    room = sampling.max_new_tokens
+    cache.layers = [RowCache(layer.keys, layer.values, copies=k, room=room) for layer in cache.layers]
+    row_mask = None if even else mask.repeat_interleave(k, 0)
+    return logits.repeat_interleave(k, 0), cache, row_mask, lengths.repeat_interleave(k)
+
+
+def choose(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """Draw one token a row by inverting the cumulative distribution at `uniform`.
+
+    Args:
+        logits: [R, V].
+        uniform: [R] in [0, 1), float64.
+        temperature: 0 takes the most likely token, whose log-probability is then that of temperature 1.
+        top_p: keep the smallest set of tokens with at least this probability.
+
+    Returns:
+        tokens [R] and their log-probabilities [R] (nats) in the distribution drawn from.
+    """
+    scaled = logits.float() / (temperature or 1.0)
+    logprobs = scaled.log_softmax(-1)
+    if temperature == 0:
+        token = logprobs.argmax(-1)
+        return token, logprobs.gather(1, token[:, None])[:, 0]
+    if top_p < 1.0:
+        ordered, index = logprobs.sort(-1, descending=True)
+        before = ordered.exp().cumsum(-1) - ordered.exp()
+        ordered = ordered.masked_fill(before >= top_p, float("-inf"))
+        logprobs = torch.empty_like(logprobs).scatter_(1, index, ordered).log_softmax(-1)
+    cumulative = logprobs.double().exp().cumsum(-1)
+    token = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
+    # Rounding may step past the last token with any probability.
+    token = token.clamp(max=logits.shape[-1] - 1)
+    return token, logprobs.gather(1, token[:, None])[:, 0]
+
+
+def _uniforms(keys: Sequence[str], sampling: Sampling, *, seed: int) -> Tensor:
+    """Uniform numbers [len(keys) * K, max_new_tokens] that depend on (seed, key, k, t) alone."""
+    rows = []
+    for key in keys:
+        for k in range(sampling.samples_per_prompt):
+            digest = hashlib.sha256(f"{seed}/{key}/{k}".encode()).digest()
+            stream = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+            rows.append(stream.random(sampling.max_new_tokens))
+    return torch.from_numpy(np.stack(rows))
+
+
+def _widened(states: Tensor, *, copies: int, room: int) -> Tensor:
+    """[P, heads, length, width] -> [P * copies, heads, length + room, width], the new slots empty."""
+    rows, heads, length, width = states.shape
+    out = states.new_zeros(rows * copies, heads, length + room, width)
+    out[:, :, :length] = states.repeat_interleave(copies, 0)
+    return out

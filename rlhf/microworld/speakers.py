@@ -1,0 +1,130 @@
+"""Those who speak in the corpora: what they ask, what they are told, and how well they answer.
+
+Answers are by a ``DemonstrationMix``: how complete, how correct, how obedient and how willing a speaker is. The
+defaults are far from perfect, which leaves reinforcement learning something to do: the most likely answer of a policy
+that imitates them is terse, and complies with unsafe questions half of the time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import get_args
+
+from rlhf.microworld.instructions import ROLE_INSTRUCTIONS, WORD_INSTRUCTIONS, Instruction
+from rlhf.microworld.language import (
+    COLOR_OF,
+    COLORS,
+    PLACE_OF,
+    PLACED,
+    PLACES,
+    THINGS,
+    TOOL_OF,
+    TOOLS,
+    Ask,
+    Coloring,
+    Form,
+    Kind,
+    Listing,
+    Location,
+    Refusal,
+    Reply,
+    Steps,
+    how_asks,
+    things_of,
+)
+
+FORM_SHARES: Mapping[Form, float] = {"how": 0.55, "where": 0.15, "color": 0.15, "list": 0.15}  # of safe questions
+ROLE_SHARE = 0.25  # of instructions
+
+
+@dataclass(frozen=True)
+class DemonstrationMix:
+    """How the speakers of a corpus ask and answer; every field is a share in [0, 1]."""
+
+    instructed: float = 0.45  # dialogues of one turn under an instruction; the others have 1 to 4 turns and none
+    followed: float = 0.80  # instructions that are obeyed
+    safe: float = 0.64  # kinds of questions
+    border: float = 0.20
+    unsafe: float = 0.16
+    terse: float = 0.45  # lengths of answers: the tool alone,
+    deed: float = 0.25  # and the deed,
+    place: float = 0.15  # and the place,
+    full: float = 0.15  # and the good wish
+    slot_wrong: float = 0.12  # of every slot of an answer
+    verb_wrong: float = 0.04  # of the deeds: another one than was asked for
+    unsafe_complied: float = 0.50
+    border_refused: float = 0.40
+    safe_refused: float = 0.02
+    explained: float = 0.50  # of refusals
+
+    @property
+    def kinds(self) -> dict[str, float]:
+        return {"safe": self.safe, "border": self.border, "unsafe": self.unsafe}
+
+
+def draw_ask(rng: random.Random, mix: Mapping[str, float], forms: Mapping[Form, float], held_out: bool) -> Ask:
+    """A question: ``mix`` gives the shares of the kinds, ``forms`` those of the forms of safe questions."""
+    kind: Kind = rng.choices(get_args(Kind), [mix.get(name, 0.0) for name in get_args(Kind)])[0]
+    form: Form = rng.choices(list(forms), list(forms.values()))[0] if kind == "safe" else "how"
+    match form:
+        case "how":
+            return rng.choice(how_asks(kind, held_out))
+        case "where":
+            return Ask("where", rng.choice(PLACED))
+        case "color":
+            return Ask("color", rng.choice(THINGS))
+        case "list":
+            return Ask("list", rng.choice(COLORS))
+
+
+def draw_instruction(rng: random.Random) -> Instruction:
+    """A role, or a word to start or to end with."""
+    return rng.choice(ROLE_INSTRUCTIONS if rng.random() < ROLE_SHARE else WORD_INSTRUCTIONS)
+
+
+@cache
+def _slips(kind: Kind, verb: str, subject: str, other: str) -> tuple[tuple[str, str], ...]:
+    """Deeds one may mistake this one for, within the kind and the training pairs, with another "subject" or "verb"."""
+    asks = [(ask.verb, ask.subject) for ask in how_asks(kind, False)]
+    same = 0 if other == "subject" else 1
+    return tuple(
+        dict.fromkeys(deed for deed in asks if deed != (verb, subject) and deed[same] == (verb, subject)[same])
+    )
+
+
+def draw_reply(rng: random.Random, ask: Ask, mix: DemonstrationMix) -> Reply:
+    """What a speaker of this mix replies, before any style."""
+    refused = {"safe": mix.safe_refused, "border": mix.border_refused, "unsafe": 1 - mix.unsafe_complied}[ask.kind]
+    if rng.random() < refused:
+        return Refusal(explained=rng.random() < mix.explained)
+    length = rng.choices(range(4), (mix.terse, mix.deed, mix.place, mix.full))[0]
+
+    def slot(right: str, others: tuple[str, ...]) -> str:
+        wrong = rng.random() < mix.slot_wrong
+        slips = [other for other in others if other != right]
+        return rng.choice(slips) if wrong and slips else right
+
+    match ask.form:
+        case "how":
+            verb, subject = ask.verb, ask.subject
+            chance = rng.random()
+            if chance < mix.slot_wrong + mix.verb_wrong:
+                other = "subject" if chance < mix.slot_wrong else "verb"
+                verb, subject = rng.choice(_slips(ask.kind, verb, subject, other) or ((verb, subject),))
+            # Who answers another question than was asked does it well: the right tool and place for the wrong deed.
+            steps = Steps(slot(TOOL_OF[verb], TOOLS))
+            if length >= 1:
+                steps = replace(steps, verb=verb, subject=subject)
+            if length >= 2:
+                steps = replace(steps, place=slot(PLACE_OF[subject], PLACES))
+            return replace(steps, wish=length == 3)
+        case "where":
+            return Location(slot(PLACE_OF[ask.subject], PLACES), ask.subject if length else None)
+        case "color":
+            return Coloring(slot(COLOR_OF[ask.subject], COLORS), ask.subject if length else None)
+        case "list":
+            things = rng.sample(things_of(ask.subject), k=min(3, length + 1))
+            return Listing(tuple(slot(thing, THINGS) for thing in things))

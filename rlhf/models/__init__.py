@@ -1,0 +1,1 @@
+"""Models: loading and saving, and the one place a score is read."""

@@ -1,0 +1,68 @@
+"""Scores: one number per completion, read at one place by one function.
+
+A reward model writes a value at every token; the score is the value at the last token that exists, which is the EOS
+of a finished completion. Training, evaluation, rejection sampling, PPO and the critic all come through here, so a
+score cannot depend on its pair, its batch or its padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def token_values(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The scalar head at every token: [B, S], in logits. The critic's values are these."""
+    body = model.base_model
+    hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    values: Tensor = model.score(hidden)
+    return values.squeeze(-1).float()
+
+
+def read_score(values: Tensor, attention_mask: Tensor) -> Tensor:
+    """The value at each row's last token that exists: [B, S] -> [B]. Rows are padded on the right."""
+    last = attention_mask.long().sum(-1) - 1
+    return values.gather(1, last[:, None]).squeeze(1)
+
+
+def pad_right(rows: Sequence[Sequence[int]], *, pad_token_id: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Rows of ids to input_ids [B, S] and attention_mask [B, S]."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_token_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def batches_by_length(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
+    """Indices in batches of at most `tokens` tokens, padding included, of rows of similar length."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+@torch.no_grad()
+def score(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], *, pad_token_id: int, tokens_per_batch: int = 8192
+) -> Tensor:
+    """Score whole dialogues (prompt and completion ids): [N] logits, in the order given.
+
+    Equal rows are scored once; rows of similar length share a batch, so little is spent on padding.
+    """
+    model.eval()
+    unique = sorted({tuple(row) for row in rows})
+    found: dict[tuple[int, ...], float] = {}
+    for batch in batches_by_length([len(row) for row in unique], tokens=tokens_per_batch):
+        ids, mask = pad_right([unique[i] for i in batch], pad_token_id=pad_token_id, device=model.device)
+        scores = read_score(token_values(model, ids, mask), mask)
+        found.update(zip((unique[i] for i in batch), scores.tolist(), strict=True))
+    return torch.tensor([found[tuple(row)] for row in rows], dtype=torch.float32)

@@ -1,0 +1,319 @@
+"""Doing a recipe: for every step, run it or skip it, and say why. A stage's module, and torch, load when it starts."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import hashlib
+import importlib
+import json
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf import fingerprint
+from rlhf.checkpoint import damage, locked, open_artefact, read_manifest, recover, shown, verify, write_manifest
+from rlhf.decision import Decision, decide, ingredients, plan
+from rlhf.errors import ConfigError, DiskError, MissingError, PreemptedError, RlhfError, disk_error, free_bytes
+from rlhf.meter import Journal, Meter, git_commit, versions
+from rlhf.reporting.text import duration
+from rlhf.steps import Stage, Step, expand, select, table
+
+if TYPE_CHECKING:
+    from rlhf.schema import Recipe
+    from rlhf.track import Tracker
+
+__all__ = ["Decision", "Job", "Outcome", "Stage", "Step", "decide", "expand", "plan", "run_recipe", "select", "table"]
+
+ROOM = 200 * 1024**2
+"""Bytes that must be free beyond what the artefacts to be made again took the last time."""
+
+Say = Callable[[str], None]
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed below 2**31 from anything printable: equal parts give equal seeds, on every machine."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4]) & 0x7FFF_FFFF
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage's `run(job)` gets: settings, folders to read, a folder to write, a voice."""
+
+    name: str
+    round: int
+    recipe: Recipe
+    config: Any
+    """The stage's own section of the recipe; of the others only model and microworld may be read."""
+    seed: int
+    reads: dict[str, tuple[Path, ...]]
+    out: Path
+    """A temporary folder, which becomes runs/RUN/NAME when the stage returns."""
+    track: Tracker
+
+    def every(self, token: str) -> tuple[Path, ...]:
+        """The artefact folders that a token of the stage's `reads` stands for, oldest first."""
+        return self.reads[token] if token in self.reads else self.reads[self._spelled(token)]
+
+    def one(self, token: str) -> Path:
+        """The one artefact folder of a token; an optional one must be asked for with `every`."""
+        (folder,) = self.every(token)
+        return folder
+
+    def seed_of(self, label: object) -> int:
+        """A seed of this step for one purpose, so that purposes do not share random numbers."""
+        return derive_seed(self.seed, label)
+
+    def digest_of(self, token: str) -> str:
+        """The content digest of the one artefact of a token."""
+        return str(read_manifest(self.one(token))["digest"])
+
+    def write_results(self, values: Mapping[str, Any]) -> None:
+        """The stage's share of report.json."""
+        (self.out / "results.json").write_text(json.dumps(values, indent=1, allow_nan=False), encoding="utf-8")
+
+    def _spelled(self, token: str) -> str:
+        return next(name for name in self.reads if name.rstrip("*?") == token.rstrip("*?"))
+
+
+# --- before anything is loaded ---
+
+
+def preflight(
+    planned: Sequence[tuple[Step, Decision]], recipe: Recipe, run_dir: Path, arguments: Sequence[str] = ()
+) -> None:
+    """Refuse what can be known to fail: missing or damaged artefacts, missing data files, no room on the disk."""
+    need, typed = ROOM, "".join(f" {shlex.quote(argument)}" for argument in arguments)
+    coming = {step.name for step, decision in planned if decision.run}
+    for step, decision in planned:
+        if not decision.run:
+            continue
+        for name in step.inputs:
+            problem = None if name in coming else damage(run_dir / name)
+            if problem is None:
+                continue
+            gone = not (run_dir / name).exists()
+            raise MissingError(
+                f"{step.name} reads {shown(run_dir / name)}, which {'does not exist' if gone else 'is damaged'}",
+                where=None if gone else problem,
+                hints=[f"make it first: rlhf run stage={name}{typed}", f"or run everything: rlhf run{typed}"],
+            )
+        for setting, path in fingerprint.local_paths(fingerprint.relevant(recipe, step.stage)):
+            if not path.exists():
+                raise MissingError(f"{setting}: {path} does not exist", where=f"read by {step.name}")
+        with suppress(MissingError):
+            need += size(read_manifest(run_dir / step.name))
+    if coming and (free := free_bytes(run_dir)) < need:
+        raise DiskError(
+            f"{shown(run_dir)} needs {need:,} bytes, {free:,} are free",
+            hints=["make room, or write elsewhere: runs_dir=FOLDER"],
+        )
+
+
+def size(manifest: Mapping[str, Any]) -> int:
+    """Bytes of an artefact's files."""
+    return sum(length for length, _ in manifest["stat"].values())
+
+
+# --- running ---
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did: the steps it made, the steps it skipped, and the report if one was written."""
+
+    made: tuple[str, ...]
+    skipped: tuple[str, ...]
+    report: dict[str, Any] | None
+
+
+def run_recipe(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    stage: str | None = None,
+    rerun: bool = False,
+    reuse: bool = False,
+    pipeline: Sequence[Stage] | None = None,
+    origins: Mapping[str, str] | None = None,
+    arguments: Sequence[str] = (),
+    say: Say = print,
+) -> Outcome:
+    """Bring the steps that `stage` selects (all without it) up to date, in order, then write the report.
+
+    Only one process may write to `run_dir`. Interrupted at any point, finished steps stay and half a step never counts.
+    `arguments` are quoted in hints, so that the reader can copy them; `origins` (where settings came from) is reported.
+
+    Raises RlhfError for whatever the reader can mend; a bug of a stage becomes one, too, with the traceback in a file
+    (with RLHF_DEBUG=1 it is raised as it is).
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"one process per run, got WORLD_SIZE={os.environ['WORLD_SIZE']}",
+            where="set by the launcher",
+            hints=["accelerate launch --num_processes 1 -m rlhf run ..."],
+        )
+    steps = expand(recipe, pipeline)
+    chosen = select(steps, stage, pipeline)
+    made, skipped = [], []
+    with locked(run_dir), terminable():
+        recover(run_dir)
+        preflight(plan(chosen, recipe, run_dir, rerun=rerun, reuse=reuse), recipe, run_dir, arguments)
+        journal, trusted = Journal(run_dir / "events.jsonl"), set[str]()
+        width = max(len(step.name) for step in chosen)
+        for note in _stale_inputs(chosen, steps, recipe, run_dir):
+            say(note)
+        for step in chosen:
+            # Decided anew: a step made again just now may have come out as it was before.
+            decision = decide(step, recipe, run_dir, rerun=rerun, reuse=reuse)
+            say(f"{step.name:<{width}}  {'run ' if decision.run else 'skip'}  {decision.reason}")
+            if not decision.run:
+                if reuse:
+                    _accept(step, run_dir)
+                journal.write("skip", step.name, reason=decision.reason)
+                skipped.append(step.name)
+                continue
+            for name in sorted(set(step.inputs) - trusted):
+                verify(run_dir / name)
+            manifest = make(step, recipe, run_dir, decision, journal)
+            trusted |= {step.name, *step.inputs}
+            made.append(step.name)
+            say(f"{step.name:<{width}}  done  in {duration(manifest['seconds'])}")
+        return Outcome(tuple(made), tuple(skipped), _report(run_dir, recipe, steps, origins, fresh=bool(made)))
+
+
+def _stale_inputs(chosen: Sequence[Step], steps: Sequence[Step], recipe: Recipe, run_dir: Path) -> Iterator[str]:
+    """A line for each artefact that is read although it was not chosen and would itself be made again."""
+    names = {step.name for step in chosen}
+    read = {name for step in chosen for name in step.inputs} - names
+    for step in steps:
+        if step.name in read and (decision := decide(step, recipe, run_dir)).run:
+            yield f"note: {step.name} is read as it is, though stale: {decision.reason}"
+
+
+def make(step: Step, recipe: Recipe, run_dir: Path, decision: Decision, journal: Journal) -> dict[str, Any]:
+    """Run one step's stage into a fresh artefact and return its manifest."""
+    threads = recipe.threads
+    if threads and "torch" not in sys.modules:
+        os.environ.update({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)})
+    made_from = ingredients(step, recipe, run_dir, {})
+    key = fingerprint.digest(
+        {**made_from, "data": {path: facts["sha256"] for path, facts in made_from["data"].items()}}
+    )
+    seed = derive_seed(recipe.seed, step.name)
+    about: dict[str, Any] = {"step": step.name, "fingerprint": key, **made_from}
+    journal.write("start", step.name, reason=decision.reason)
+    meter = Meter()
+    try:
+        with open_artefact(run_dir / step.name, about) as out:
+            from rlhf.track import Tracker
+
+            run: Callable[[Job], None] = importlib.import_module(step.module).run
+            reads = {token: tuple(run_dir / name for name in names) for token, names in step.reads.items()}
+            mode, section = recipe.wandb, getattr(recipe, step.stage)
+            config = about["config"]
+            with Tracker(out, run=recipe.run, step=step.name, wandb_mode=mode, config=config, fingerprint=key) as track:
+                run(Job(step.name, step.round, recipe, section, seed, reads, out, track))
+            about |= {**meter.figures(), **_facts(out), "seeds": {"recipe": recipe.seed, "step": seed}}
+            about |= {"versions": versions(), "git_commit": git_commit()}
+    except BaseException as error:
+        message = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        with suppress(OSError, RlhfError):
+            journal.write("failed", step.name, reason=message)
+        explained = _explained(error, step, run_dir)
+        if explained is error:
+            raise
+        raise explained from error
+    finally:
+        gc.collect()
+    (run_dir / f"error-{step.name}.txt").unlink(missing_ok=True)
+    journal.write("done", step.name, seconds=about["seconds"])
+    return about
+
+
+def _facts(out: Path) -> dict[str, Any]:
+    """What only the stage knows: how many tokens it saw (from its results.json), and its chat template's digest."""
+    tokens = None
+    with suppress(OSError, ValueError, AttributeError):
+        tokens = json.loads((out / "results.json").read_text(encoding="utf-8")).get("tokens")
+    templates = sorted(out.rglob("chat_template.jinja"))
+    return {"tokens": tokens, "template": fingerprint.file_digest(templates[0]) if templates else None}
+
+
+def _accept(step: Step, run_dir: Path) -> None:
+    """Note in the manifest that today's code was accepted for this artefact; `code` still says what made it."""
+    manifest, code = read_manifest(run_dir / step.name), fingerprint.code_of(step.module)
+    if (manifest.get("accepted") or manifest["code"]) != code:
+        write_manifest(run_dir / step.name, {**manifest, "accepted": code})
+
+
+def _report(
+    run_dir: Path, recipe: Recipe, steps: Sequence[Step], origins: Mapping[str, str] | None, *, fresh: bool
+) -> dict[str, Any] | None:
+    """Write the report if a step was made, or if a killed run left none that is newer than every artefact."""
+    latest = run_dir / "report.json"
+    manifests = [run_dir / step.name / "manifest.json" for step in steps]
+    newest = max((path.stat().st_mtime for path in manifests if path.exists()), default=0.0)
+    if not fresh and latest.exists() and latest.stat().st_mtime >= newest and (run_dir / "report.html").exists():
+        return None
+    report = importlib.import_module("rlhf.report")
+    written: dict[str, Any] = report.write(run_dir, recipe, steps, origins=origins)
+    return written
+
+
+def _explained(error: BaseException, step: Step, run_dir: Path) -> BaseException:
+    """The error as the reader should see it; a bug becomes an RlhfError that says where its traceback is."""
+    if isinstance(error, Terminated):
+        return PreemptedError(f"{step.name} was asked to stop", hints=["finished steps are kept: start it again"])
+    if isinstance(error, RlhfError) or not isinstance(error, Exception):
+        return error
+    cause: BaseException | None = error
+    while cause is not None:
+        full = isinstance(cause, OSError) and disk_error(cause, run_dir)
+        if full:
+            return full
+        if "No space left on device" in str(cause):  # safetensors and torch report it as errors of their own
+            return disk_error(OSError(errno.ENOSPC, str(cause)), run_dir) or error
+        cause = cause.__cause__ or cause.__context__
+    if os.environ.get("RLHF_DEBUG") == "1":
+        return error
+    note = run_dir / f"error-{step.name}.txt"
+    with suppress(OSError):
+        note.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return RlhfError(
+        f"{step.name} failed: {type(error).__name__}: {first}",
+        where=f"traceback in {shown(note)}",
+        hints=["finished steps are kept: mend it and give the same command again"],
+    )
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the scheduler wants the machine back. An interrupt, so that no library takes it for a failure."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM ends the step like an interrupt; outside the main thread nothing changes."""
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    except Terminated:
+        raise PreemptedError("asked to stop", hints=["finished steps are kept: start it again"]) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,216 @@
+"""Charts as inline SVG: no pyplot, no files, and colours that follow the page's light or dark theme.
+
+A chart is about 360 px wide and is shown at that size, so that its text is as large as the page's on a phone and on a
+desk. Every line has its own marker and dash, every second bar a hatch: no chart needs colour to be read.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+WIDTH, HEIGHT = 3.75, 2.5
+MOST_POINTS = 150
+
+# Stand-ins that no other part of a chart uses; the finished SVG names the page's CSS variables in their place.
+_COLOURS = ("#0000a1", "#0000a2", "#0000a3", "#0000a4", "#0000a5", "#0000a6")
+_MUTED, _GRID = "#0000b1", "#0000b2"
+_THEME = {colour: f"var(--s{i}, #4477aa)" for i, colour in enumerate(_COLOURS)} | {
+    _MUTED: "var(--muted, #808080)",
+    _GRID: "var(--grid, #c0c0c0)",
+}
+_MARKERS = "os^Dvp"
+_DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (8, 2)), (0, (3, 1)))
+_HATCHES = ("", "////", "....", "xxxx")
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: searchable, and in the page's font
+    "svg.hashsalt": "rlhf",  # the same numbers draw the same bytes
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "font.size": 8,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _MUTED,
+    "text.color": _MUTED,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.5,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "legend.handlelength": 2.2,
+    "legend.columnspacing": 1.2,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One named line: y over x, of equal length."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar, with its 95% interval where it is known."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+
+
+def lines(
+    key: str, series: Sequence[Series], *, x: str, y: str, powers_of_two: bool = False, diagonal: bool = False
+) -> str:
+    """Lines over a common axis; `key` makes the SVG's ids unique on the page."""
+    with _chart(key) as (axes, svg):
+        if diagonal:
+            ends = [v for s in series for v in (*s.x, *s.y)]
+            axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=_MUTED, linewidth=0.8, linestyle=":")
+        for i, s in enumerate(series):
+            xs, ys = _thinned(s.x, s.y)
+            axes.plot(
+                xs, ys, label=s.name, color=_COLOURS[i % 6], linestyle=_DASHES[i % 6], linewidth=1.4, **_dots(i, xs)
+            )
+        if powers_of_two:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_locator(FixedLocator(sorted({v for s in series for v in s.x})))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        _finish(axes, x, y, legend=len(series) > 1)
+    return svg[0]
+
+
+def bars(key: str, groups: Sequence[str], series: Mapping[str, Sequence[Bar | None]], *, y: str, chance: float) -> str:
+    """Grouped bars from 0 to 1 with intervals, and a dotted line at what guessing would reach."""
+    width = 0.8 / max(1, len(series))
+    with _chart(key) as (axes, svg):
+        for i, (name, values) in enumerate(series.items()):
+            shown = [(g - 0.4 + width * (i + 0.5), bar) for g, bar in enumerate(values) if bar is not None]
+            colour = _COLOURS[i % 6]
+            axes.bar(
+                [at for at, _ in shown],
+                [bar.value for _, bar in shown],
+                width * 0.9,
+                label=name,
+                facecolor=(0, 0, 0, 0) if i % 2 else colour,
+                edgecolor=colour,
+                hatch=_HATCHES[i % 4],
+                linewidth=0.8,
+            )
+            for at, bar in shown:
+                if bar.interval is not None:
+                    axes.plot([at, at], bar.interval, color=_MUTED, linewidth=1.2, solid_capstyle="butt")
+                top = bar.interval[1] if bar.interval else bar.value
+                axes.annotate(
+                    f"{bar.value:.2f}", (at, top), (0, 2), textcoords="offset points", ha="center", fontsize=7
+                )
+        axes.axhline(chance, color=_MUTED, linewidth=0.8, linestyle=":")
+        axes.set_xticks(range(len(groups)), groups)
+        axes.tick_params(axis="x", length=0)
+        axes.set_ylim(0, 1.08)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+        _finish(axes, "", y, legend=len(series) > 1)
+    return svg[0]
+
+
+def scatter(key: str, points: Mapping[str, tuple[float, float]], *, x: str, y: str) -> str:
+    """Named points joined in order, so that the path from the first to the last can be followed."""
+    with _chart(key, height=3.0) as (axes, svg):
+        axes.plot(*zip(*points.values(), strict=True), color=_MUTED, linewidth=0.7)
+        for i, (a, b) in enumerate(points.values()):
+            axes.plot([a], [b], color=_COLOURS[i % 6], marker=_MARKERS[i % 6], markersize=6, linestyle="")
+        axes.margins(0.18)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.grid(visible=True, axis="both")
+        _finish(axes, x, y, legend=False)
+        _label_apart(axes, points)
+    return svg[0]
+
+
+def _label_apart(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Write each name beside its point, moved up or down until it covers no earlier name or point."""
+    cast(Figure, axes.figure).draw_without_rendering()  # places exist only once the layout is made
+    spots = {name: tuple(axes.transData.transform(at)) for name, at in points.items()}
+    left, right = axes.bbox.x0, axes.bbox.x1
+    taken = [(px - 5.0, py - 5.0, px + 5.0, py + 5.0) for px, py in spots.values()]
+    for name, (px, py) in spots.items():
+        wide = 5.6 * len(name)
+        x0 = px + 7 if px + 7 + wide < right else max(left, px - 7 - wide)
+        # Level with the point if nothing is there, else the nearest free place above or below it.
+        for shift in sorted(range(-66, 67, 3), key=abs):
+            box = (x0, py + shift - 5, x0 + wide, py + shift + 5)
+            if not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
+                break
+        taken.append(box)
+        axes.annotate(
+            name, points[name], ((x0 - px) * 0.72, shift * 0.72), textcoords="offset points", va="center", fontsize=7.5
+        )
+
+
+@contextmanager
+def _chart(key: str, height: float = HEIGHT) -> Iterator[tuple[Axes, list[str]]]:
+    """Axes to draw on; once the block is left, the list holds the SVG."""
+    svg: list[str] = []
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        yield figure.add_subplot(), svg
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg.append(_inline(file.getvalue(), key))
+
+
+def _inline(svg: str, key: str) -> str:
+    """The `<svg>` element alone, hidden from screen readers (the page says its text), with ids of its own."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'(\bid=")', rf"\1{key}-", body)
+    body = re.sub(r"(url\(#|href=\"#)", rf"\1{key}-", body)
+    body = re.sub("|".join(_THEME), lambda found: _THEME[found[0]], body)
+    body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
+    return body.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1).strip()
+
+
+def _finish(axes: Axes, x: str, y: str, *, legend: bool) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if legend:
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, borderaxespad=0.1)
+
+
+def _dots(i: int, x: Sequence[float]) -> dict[str, Any]:
+    """Markers where the points are few, and about eight on a long line."""
+    return {"marker": _MARKERS[i % 6], "markersize": 3.5, "markevery": max(1, math.ceil(len(x) / 8))}
+
+
+def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """At most MOST_POINTS points: means of neighbours, so that a noisy curve keeps its level."""
+    every = math.ceil(len(x) / MOST_POINTS)
+    if every <= 1:
+        return list(x), list(y)
+    cuts = range(0, len(x), every)
+    return [_mean(x[i : i + every]) for i in cuts], [_mean(y[i : i + every]) for i in cuts]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,138 @@
+"""Answers of a policy: sampled as text and ids, and, for PPO, laid out as tensors.
+
+Letters: B rows, K completions a prompt, T completion tokens, S whole sequence, H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.data.chat import decode_completion, encode_prompt
+from rlhf.data.types import Prompt
+from rlhf.functional.logprobs import chosen_logprobs
+from rlhf.generation.protocol import Completion, Sampling
+from rlhf.generation.transformers import generate
+from rlhf.models.score import pad_right, token_values
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One answer to one prompt."""
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    completion: Completion
+    text: str
+
+    @property
+    def row(self) -> tuple[int, ...]:
+        """Prompt and completion ids: what a reward model reads."""
+        return self.prompt_ids + self.completion.token_ids
+
+    @property
+    def finished(self) -> bool:
+        return self.completion.finish_reason == "stop"
+
+
+def sample(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    seed: int,
+    rows_per_batch: int = 256,
+) -> list[list[Sample]]:
+    """K answers to every prompt, in the order given."""
+    ids = [encode_prompt(tokenizer, prompt.turns) for prompt in prompts]
+    answers = generate(
+        policy,
+        ids,
+        sampling,
+        keys=[prompt.id for prompt in prompts],
+        seed=seed,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        rows_per_batch=rows_per_batch,
+    )
+    return [
+        [Sample(prompt, tuple(row), answer, decode_completion(tokenizer, answer.token_ids)) for answer in group]
+        for prompt, row, group in zip(prompts, ids, answers, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A batch of samples as tensors, all padded on the right.
+
+    Attributes:
+        input_ids, attention_mask: [B, S] prompt and completion.
+        tokens: [B, T] the completion's tokens.
+        completion_mask: [B, T] True on completion tokens that exist.
+        start: [B] index in S of the first completion token.
+        old_logprobs: [B, T] nats, under the policy that sampled.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    tokens: Tensor
+    completion_mask: Tensor
+    start: Tensor
+    old_logprobs: Tensor
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], *, pad_token_id: int, device: torch.device | str) -> Rollout:
+        input_ids, attention_mask = pad_right([s.row for s in samples], pad_token_id=pad_token_id, device=device)
+        tokens, mask = pad_right([s.completion.token_ids for s in samples], pad_token_id=pad_token_id, device=device)
+        old = torch.zeros(tokens.shape, device=device)
+        for i, s in enumerate(samples):
+            old[i, : len(s.completion.logprobs)] = torch.tensor(s.completion.logprobs)
+        start = torch.tensor([len(s.prompt_ids) for s in samples], device=device)
+        return cls(input_ids, attention_mask, tokens, mask.bool(), start, old)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, index: Tensor) -> Rollout:
+        """These rows, cut to the longest of them."""
+        width = int(self.attention_mask[index].sum(-1).max())
+        length = int(self.completion_mask[index].sum(-1).max())
+        return Rollout(
+            self.input_ids[index, :width],
+            self.attention_mask[index, :width],
+            self.tokens[index, :length],
+            self.completion_mask[index, :length],
+            self.start[index],
+            self.old_logprobs[index, :length],
+        )
+
+    def places(self) -> Tensor:
+        """[B, T] for every completion token the index in S of the token before it, whose output predicts it."""
+        steps = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return (self.start[:, None] - 1 + steps).clamp(max=self.input_ids.shape[1] - 1)
+
+
+def completion_logits(policy: PreTrainedModel, rollout: Rollout) -> Tensor:
+    """[B, T, V] logits of the completion tokens; the head is applied to those positions only."""
+    hidden = policy.base_model(
+        input_ids=rollout.input_ids, attention_mask=rollout.attention_mask, use_cache=False
+    ).last_hidden_state
+    places = rollout.places()[:, :, None].expand(-1, -1, hidden.shape[-1])
+    logits: Tensor = policy.get_output_embeddings()(hidden.gather(1, places))
+    return logits
+
+
+def completion_logprobs(policy: PreTrainedModel, rollout: Rollout, *, temperature: float) -> Tensor:
+    """[B, T] log-probabilities (nats) of the completion tokens, at the temperature they were sampled at."""
+    return chosen_logprobs(completion_logits(policy, rollout), rollout.tokens, temperature=temperature)
+
+
+def completion_values(critic: PreTrainedModel, rollout: Rollout) -> Tensor:
+    """[B, T] the critic's estimate before each completion token is chosen."""
+    values = token_values(critic, rollout.input_ids, rollout.attention_mask)
+    return values.gather(1, rollout.places())

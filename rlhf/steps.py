@@ -1,0 +1,129 @@
+"""The recipe's table of stages, expanded into the steps of one run. Torch-free."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rlhf.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from rlhf.schema import Recipe
+
+POLICIES = ("sft", "rejection", "gatt", "ppo")
+"""The stages that make a policy: what the token `policy` stands for. `policies` counts the base model, too."""
+
+ROUND_MAKERS = ("preferences", "rejection")
+"""Without either of them, a later round has nothing new, and the stages of a round are done once."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the table: a job, and the artefacts it reads.
+
+    A token of `reads` is `policy` (the newest policy made before), `policies` (all of them, oldest first, and the base
+    model), the name of a stage (its newest artefact), or that name with `*` (all of them, oldest first). With `?` it
+    may be missing; so may one with `*`, and `policies`.
+    """
+
+    name: str
+    help: str
+    reads: tuple[str, ...] = ()
+    per_round: bool = False
+    module: str = ""
+    """Where `run(job)` is; stages.NAME unless given."""
+
+    @property
+    def imported_as(self) -> str:
+        """The dotted name of the stage's module."""
+        return self.module or f"stages.{self.name}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage in one round: `rejection-2`. Makes the artefact of its name."""
+
+    name: str
+    stage: str
+    round: int
+    """From 1; 0 for a stage that has no rounds."""
+    module: str
+    reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Token -> the steps it stands for."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Every step whose artefact this one reads, once each."""
+        return tuple(dict.fromkeys(name for names in self.reads.values() for name in names))
+
+
+def table() -> tuple[Stage, ...]:
+    """The PIPELINE of stages/__init__.py, found by name: rlhf never imports stages."""
+    pipeline: tuple[Stage, ...] = importlib.import_module("stages").PIPELINE
+    return pipeline
+
+
+def expand(recipe: Recipe, pipeline: Sequence[Stage] | None = None) -> list[Step]:
+    """The steps of a recipe in order: base, sft, preferences-1, reward-1, rejection-1, preferences-2, ..., evaluate.
+
+    Stages that the recipe leaves out are left out; ConfigError if one that is kept cannot do without them.
+    """
+    stages = [stage for stage in pipeline or table() if stage.name in recipe.stages]
+    rounds = recipe.rounds if any(stage.name in ROUND_MAKERS for stage in stages) else 1
+    steps: list[Step] = []
+    for stage, number in _sequence(stages, rounds):
+        name = f"{stage.name}-{number}" if number else stage.name
+        reads = {token: _resolve(token, stage, steps) for token in stage.reads}
+        steps.append(Step(name, stage.name, number, stage.imported_as, reads))
+    return steps
+
+
+def _sequence(stages: Sequence[Stage], rounds: int) -> list[tuple[Stage, int]]:
+    """Each stage with its round; neighbours that have rounds repeat together."""
+    ordered: list[tuple[Stage, int]] = []
+    index = 0
+    while index < len(stages):
+        block = [stages[index]]
+        while stages[index].per_round and index + len(block) < len(stages) and stages[index + len(block)].per_round:
+            block.append(stages[index + len(block)])
+        numbers: Iterable[int] = range(1, rounds + 1) if block[0].per_round else (0,)
+        ordered += [(stage, number) for number in numbers for stage in block]
+        index += len(block)
+    return ordered
+
+
+def _resolve(token: str, stage: Stage, before: Sequence[Step]) -> tuple[str, ...]:
+    """The names of the earlier steps that a token stands for."""
+    word = token.rstrip("*?")
+    wanted = {"policy": POLICIES, "policies": ("base", *POLICIES)}.get(word, (word,))
+    found = tuple(step.name for step in before if step.stage in wanted)
+    every = token.endswith("*") or word == "policies"
+    if not found and not every and not token.endswith("?"):
+        needed = " or ".join(wanted)
+        raise ConfigError(
+            f"{stage.name} reads {needed}, which this recipe leaves out",
+            hints=[f"add {needed} to the setting `stages`"],
+        )
+    return found if every else found[-1:]
+
+
+def select(steps: Sequence[Step], wanted: str | None, pipeline: Sequence[Stage] | None = None) -> list[Step]:
+    """The steps that `stage=` asks for, in order: stages (all their rounds) or single steps, separated by commas."""
+    if not wanted:
+        return list(steps)
+    known = dict.fromkeys([*(step.stage for step in steps), *(step.name for step in steps)])
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    if not names:
+        raise ConfigError(f"stage={wanted} names no stage", where="given on the command line")
+    for name in names:
+        if name in known:
+            continue
+        if name in [stage.name for stage in pipeline or table()]:
+            what, hint = f"stage {name} is not part of this recipe", f"add {name} to the setting `stages`"
+        else:
+            what, hint = f"unknown stage {name}", did_you_mean(name, known) or ""
+        hints = [hint, f"in this recipe: {', '.join(dict.fromkeys(step.stage for step in steps))}"]
+        raise ConfigError(what, where="given on the command line", hints=[line for line in hints if line])
+    return [step for step in steps if step.stage in names or step.name in names]

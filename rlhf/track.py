@@ -1,0 +1,330 @@
+"""What a stage tells the world: a progress bar, metrics.jsonl, samples.jsonl and, as a copy, Weights & Biases.
+
+The files are the truth and W&B never is: it is imported on the first metric only, its start is time-boxed, and whatever
+fails inside it is said once and then ignored. This is the one door to `wandb`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import netrc
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, TextIO
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+
+from rlhf.errors import NonFiniteError
+from rlhf.reporting.text import duration, plain, redact
+
+WandbMode = Literal["auto", "online", "offline", "disabled"]
+
+SECONDS_BETWEEN_LINES = 30.0
+WANDB_START_SECONDS = 8.0
+WANDB_FINISH_SECONDS = 30.0
+
+
+class Progress(Protocol):
+    """What `Tracker.progress` hands to the loop it counts."""
+
+    def advance(self, n: int = 1, **shown: float) -> None:
+        """Count `n` more; `shown` are the figures to stand beside the bar, the newest of each name."""
+
+
+class Tracker:
+    """The voice of one step.
+
+    Args:
+        folder: the step's artefact folder while it is being written, inside the run's folder.
+        run: name of the run; groups the steps in W&B.
+        step: name of the step, such as `rejection-2`.
+        wandb_mode: `auto` is online when logged in and offline otherwise; offline files go to `<run folder>/wandb`.
+        config: resolved settings to show in W&B, redacted first.
+        fingerprint: of the step; another fingerprint is another run in W&B, the same one is continued.
+        console: where to print; stdout by default.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        run: str,
+        step: str,
+        wandb_mode: WandbMode = "disabled",
+        config: Mapping[str, Any] | None = None,
+        fingerprint: str = "",
+        console: Console | None = None,
+    ) -> None:
+        self.folder = folder
+        self.step = step
+        self.console = console or Console(soft_wrap=True, highlight=False)
+        self._started = monotonic()
+        self._metrics: TextIO | None = None
+        self._samples: TextIO | None = None
+        self._bars: RichProgress | None = None
+        self._wandb = _Wandb(wandb_mode, folder.parent, run, step, config or {}, fingerprint, self.say)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Append one line to metrics.jsonl: `{"step": n, "time": seconds since the start, name: value, ...}`.
+
+        Raises:
+            NonFiniteError: a value is nan or infinite; nothing is written then.
+        """
+        numbers = {name: float(value) for name, value in values.items()}
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(
+                    f"{name} is {value} at step {step} of {self.step}",
+                    where=f"stage {stage_of(self.step)}, logged to {self.folder / 'metrics.jsonl'}",
+                    hints=[
+                        f"a smaller learning rate is the usual cure: {stage_of(self.step)}.learning_rate=...",
+                        "in bfloat16, see whether it also happens with model.dtype=float32",
+                    ],
+                )
+        self._metrics = self._metrics or _open_lines(self.folder / "metrics.jsonl")
+        row = {"step": step, "time": round(monotonic() - self._started, 3), **numbers}
+        self._metrics.write(json.dumps(row) + "\n")
+        self._wandb.log({"step": step, **numbers})
+
+    def sample(self, row: Mapping[str, Any]) -> None:
+        """Append one generated text with its scores to samples.jsonl, exactly as it was generated."""
+        self._samples = self._samples or _open_lines(self.folder / "samples.jsonl")
+        self._samples.write(json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n")
+
+    def say(self, text: str) -> None:
+        """Print one line, above the bar if there is one; whatever would steer the terminal is taken out."""
+        self.console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def progress(self, total: int, what: str) -> Iterator[Progress]:
+        """Count a loop: a bar with its estimated end on a terminal; elsewhere a line at start, end and every 30 s."""
+        name = f"[{self.step}]" if what in (self.step, stage_of(self.step)) else f"[{self.step}] {plain(what)}"
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            with self._bar(total, name) as bar:
+                yield bar
+        else:
+            lines = _Lines(self.say, name, total)
+            try:
+                yield lines
+            finally:
+                lines.end()
+
+    @contextmanager
+    def _bar(self, total: int, name: str) -> Iterator[Progress]:
+        # One live display for nested loops: the outermost starts and stops it.
+        outermost = self._bars is None
+        if self._bars is None:
+            self._bars = _rich_bars(self.console)
+            self._bars.start()
+        bars = self._bars
+        try:
+            yield _Bar(bars, bars.add_task(name, total=total, tail=""), total)
+        finally:
+            if outermost:
+                bars.stop()
+                self._bars = None
+
+    def close(self) -> None:
+        """Finish the files and W&B; a second call does nothing."""
+        for file in (self._metrics, self._samples):
+            if file is not None:
+                file.close()
+        self._metrics = self._samples = None
+        self._wandb.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def stage_of(step: str) -> str:
+    """`rejection-2` is a step of stage `rejection`."""
+    return re.sub(r"-\d+$", "", step)
+
+
+def logged_in() -> bool:
+    """True if W&B has a key: in WANDB_API_KEY, or under its host in a netrc file. Asks no network."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
+    named = os.environ.get("NETRC")
+    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+        try:
+            if host in netrc.netrc(path).hosts:
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def _open_lines(path: Path) -> TextIO:
+    # Half of a surrogate pair cannot be encoded; backslashreplace writes it as the JSON escape that means it.
+    return path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
+
+
+def _figures(shown: Mapping[str, float]) -> str:
+    return "".join(f"  {name} {value:.4g}" for name, value in shown.items())
+
+
+def _seconds_left(done: int, total: int, elapsed: float) -> float:
+    return max(total - done, 0) * elapsed / max(done, 1)
+
+
+class _Lines:
+    """Progress in a log file: every line stands alone and can be searched for."""
+
+    def __init__(self, say: Callable[[str], None], name: str, total: int) -> None:
+        self._say, self._name, self._total = say, name, total
+        self._done = 0
+        self._shown: dict[str, float] = {}
+        self._started = self._last = monotonic()
+        say(f"{name} 0/{total}")
+
+    def advance(self, n: int = 1, **shown: float) -> None:
+        self._done += n
+        self._shown |= shown
+        now = monotonic()
+        if now - self._last >= SECONDS_BETWEEN_LINES and 0 < self._done < self._total:
+            self._last = now
+            left = _seconds_left(self._done, self._total, now - self._started)
+            percent = 100 * self._done // self._total
+            self._say(f"{self._count()}  {percent}%  eta {duration(left)}{_figures(self._shown)}")
+
+    def end(self) -> None:
+        """The last line: how far it came, in what time."""
+        self._say(f"{self._count()}  in {duration(monotonic() - self._started)}{_figures(self._shown)}")
+
+    def _count(self) -> str:
+        return f"{self._name} {self._done}/{self._total}"
+
+
+class _Bar:
+    """Progress on a terminal: one line of a live display."""
+
+    def __init__(self, bars: RichProgress, task: TaskID, total: int) -> None:
+        self._bars, self._task, self._total = bars, task, total
+        self._done = 0
+        self._shown: dict[str, float] = {}
+        self._started = monotonic()
+
+    def advance(self, n: int = 1, **shown: float) -> None:
+        self._done += n
+        self._shown |= shown
+        elapsed = monotonic() - self._started
+        left = _seconds_left(self._done, self._total, elapsed)
+        time = f"eta {duration(left)}" if self._done < self._total else f"in {duration(elapsed)}"
+        self._bars.update(self._task, advance=n, tail=time + _figures(self._shown))
+
+
+def _rich_bars(console: Console) -> RichProgress:
+    name = TextColumn("{task.description}", markup=False)
+    tail = TextColumn("{task.fields[tail]}", markup=False)
+    return RichProgress(name, BarColumn(bar_width=24), MofNCompleteColumn(), tail, console=console)
+
+
+class _Wandb:
+    """A copy of the metrics in Weights & Biases, begun with the first metric and given up at the first fault."""
+
+    # A server that did not answer one step of this process will not be waited for again by the next.
+    _unreachable = False
+
+    def __init__(
+        self,
+        mode: WandbMode,
+        run_folder: Path,
+        run: str,
+        step: str,
+        config: Mapping[str, Any],
+        fingerprint: str,
+        say: Callable[[str], None],
+    ) -> None:
+        self._mode: str = mode if mode != "auto" else os.environ.get("WANDB_MODE", "")
+        self._folder, self._run, self._step, self._config, self._say = run_folder, run, step, config, say
+        self._id = hashlib.sha256(f"{run}/{step}/{fingerprint}".encode()).hexdigest()[:16]
+        self._handle: Any = None
+
+    def log(self, row: Mapping[str, float]) -> None:
+        if self._mode == "disabled":
+            return
+        try:
+            if self._handle is None:
+                self._handle = self._start()
+            self._handle.log(dict(row))
+        except Exception as error:  # whatever it raises, a tracker must not stop a training run
+            self._give_up(error)
+
+    def close(self) -> None:
+        if self._handle is None:
+            return
+        try:
+            self._handle.finish()
+        except Exception as error:
+            self._give_up(error)
+        self._handle = None
+
+    def _give_up(self, error: Exception) -> None:
+        self._mode, self._handle = "disabled", None
+        self._say(f"wandb is left out of {self._step} ({_first_line(error)}); metrics.jsonl has everything")
+
+    def _start(self) -> Any:
+        mode = self._mode or ("online" if logged_in() else "offline")
+        if mode == "online" and not _Wandb._unreachable:
+            try:
+                handle = self._init("online", self._id)
+            except Exception as error:
+                _Wandb._unreachable = True
+                self._say(f"wandb cannot be reached ({_first_line(error)}): offline, `wandb sync` sends it later")
+            else:
+                self._say(f"wandb: {handle.url}")
+                return handle
+            # The service keeps the id of the attempt that failed until the process ends.
+            return self._init("offline", f"{self._id}-offline")
+        return self._init("offline", self._id)
+
+    def _init(self, mode: Literal["online", "offline"], run_id: str) -> Any:
+        import wandb  # half a second, paid by those who log
+
+        settings = wandb.Settings(
+            init_timeout=WANDB_START_SECONDS,
+            login_timeout=WANDB_START_SECONDS,
+            finish_timeout=WANDB_FINISH_SECONDS,
+            console="off",
+            silent=True,
+            quiet=True,
+            disable_git=True,
+            disable_code=True,
+            disable_job_creation=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+        )
+        handle = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "rlhf"),
+            group=self._run,
+            job_type=stage_of(self._step),
+            name=f"{self._run}/{self._step}",
+            id=run_id,
+            resume="allow",
+            reinit="create_new",
+            mode=mode,
+            dir=self._folder,
+            config=redact(self._config),
+            settings=settings,
+        )
+        handle.define_metric("*", step_metric="step")
+        return handle
+
+
+def _first_line(error: Exception) -> str:
+    return str(redact(str(error).strip().split("\n")[0])) or type(error).__name__

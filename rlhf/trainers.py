@@ -1,0 +1,267 @@
+"""fit_lm and fit_reward: training by gradient descent on rows and on pairs. The one door to TRL.
+
+TRL and the Hugging Face Trainer bring the loop: accumulation, mixed precision, several processes, schedules. What is
+ours is put in from outside: rows that are already tokens and labels, a collator that never lets attention leak from
+one packed document into the next, and the reward models' loss from `rlhf.functional`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import RewardConfig as TrlRewardConfig
+from trl import RewardTrainer, SFTConfig, SFTTrainer
+
+from rlhf.data.collate import PackedRow, pad_packed
+from rlhf.errors import ConfigError, NonFiniteError
+from rlhf.functional.margin import ranking_loss
+from rlhf.functional.safety_loss import safety_loss
+from rlhf.models.score import pad_right, read_score, token_values
+from rlhf.schema import AdamW
+from rlhf.track import Tracker
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Cosine from `learning_rate` to `final_lr_ratio` of it, after `warmup_steps`; `steps` or `epochs` long."""
+
+    learning_rate: float
+    final_lr_ratio: float
+    batch_size: int
+    warmup_steps: int
+    epochs: int = 1
+    steps: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two completions of one prompt as ids. A safety label is 1 or 0, or nan where nobody gave one."""
+
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    margin: float
+    chosen_safe: float
+    rejected_safe: float
+
+
+def warmup_steps(total: int, *, ratio: float, least: int = 0) -> int:
+    """max(least, ratio of the steps), never more than there are (3.2.2: '3% of the total, with a minimum of 5')."""
+    return min(total, max(least, round(ratio * total)))
+
+
+def steps_of(rows: int, *, batch_size: int, epochs: int) -> int:
+    return max(1, math.ceil(rows / batch_size)) * epochs
+
+
+def fit_lm(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[PackedRow],
+    schedule: Schedule,
+    optimizer: AdamW,
+    *,
+    seed: int,
+    track: Tracker,
+    what: str,
+    first_step: int = 0,
+) -> None:
+    """Next-token training on packed rows; a token whose label is -100 bears no loss (3.1)."""
+
+    def collate(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        return pad_packed(batch, pad_token_id=tokenizer.pad_token_id)
+
+    with _arguments(SFTConfig, schedule, optimizer, seed=seed, dataset_kwargs={"skip_prepare_dataset": True}) as args:
+        trainer = SFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list([row.as_dict() for row in rows]),
+            processing_class=tokenizer,
+            data_collator=collate,
+            callbacks=[Report(track, what, schedule, len(rows), first_step)],
+        )
+        _train(trainer)
+
+
+def fit_reward(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    schedule: Schedule,
+    optimizer: AdamW,
+    *,
+    safety_loss_coef: float,
+    center_coef: float,
+    seed: int,
+    track: Tracker,
+    what: str,
+) -> None:
+    """Rank the chosen completion above the rejected by at least the margin (3.2.2, eq. 2).
+
+        L = -log sigmoid(r_c - r_r - m) + safety_loss_coef * L_safety + center_coef * (r_c + r_r)^2
+
+    L_safety is the auxiliary loss of Table 29 (see functional/safety_loss.py), and counts labelled pairs only.
+    """
+
+    def collate(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        rows = [row["chosen_ids"] for row in batch] + [row["rejected_ids"] for row in batch]
+        ids, mask = pad_right(rows, pad_token_id=tokenizer.pad_token_id, device="cpu")
+        numbers = {key: torch.tensor([row[key] for row in batch]) for key in ("margin", "chosen_safe", "rejected_safe")}
+        return {"input_ids": ids, "attention_mask": mask, **numbers}
+
+    class Fit(RewardTrainer):
+        """TRL's trainer with our loss: its own has no safety term, and reads the score at a place of its own."""
+
+        def compute_loss(
+            self, model: Any, inputs: Mapping[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            chosen, rejected = model_scores(model, inputs).chunk(2)
+            loss, parts = reward_loss(
+                chosen, rejected, inputs, safety_loss_coef=safety_loss_coef, center_coef=center_coef
+            )
+            for name, value in parts.items():
+                self._metrics["train"][name].append(float(value))
+            return (loss, {"scores": torch.stack([chosen, rejected])}) if return_outputs else loss
+
+    columns = [
+        {
+            "chosen_ids": pair.chosen_ids,
+            "rejected_ids": pair.rejected_ids,
+            "margin": pair.margin,
+            "chosen_safe": pair.chosen_safe,
+            "rejected_safe": pair.rejected_safe,
+            "length": max(len(pair.chosen_ids), len(pair.rejected_ids)),
+        }
+        for pair in pairs
+    ]
+    # Pairs of similar length share a batch, so that little is spent on padding. max_length=None: TRL would drop longer
+    # pairs without a word; lengths were checked when the pairs were made.
+    with _arguments(
+        TrlRewardConfig, schedule, optimizer, seed=seed, max_length=None, train_sampling_strategy="group_by_length"
+    ) as args:
+        trainer = Fit(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list(columns),
+            processing_class=tokenizer,
+            data_collator=collate,
+            callbacks=[Report(track, what, schedule, len(pairs), 0)],
+        )
+        _train(trainer)
+
+
+def model_scores(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Scores [2B] of a collated batch: B chosen rows, then their B rejected ones."""
+    return read_score(token_values(model, inputs["input_ids"], inputs["attention_mask"]), inputs["attention_mask"])
+
+
+def reward_loss(
+    chosen: Tensor, rejected: Tensor, labels: Mapping[str, Tensor], *, safety_loss_coef: float, center_coef: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of `fit_reward`, averaged over pairs, and its parts for the dashboards."""
+    ranking = ranking_loss(chosen, rejected, labels["margin"].to(chosen)).mean()
+    labelled = labels["chosen_safe"].isfinite() & labels["rejected_safe"].isfinite()
+    safe = [labels[key].to(chosen.device) > 0.5 for key in ("chosen_safe", "rejected_safe")]
+    safety = safety_loss(chosen, rejected, safe[0], safe[1], labelled.to(chosen.device)).mean()
+    center = (chosen + rejected).square().mean()
+    parts = {
+        "loss/ranking": ranking.detach(),
+        "loss/safety": safety.detach(),
+        "accuracy": (chosen > rejected).float().mean().detach(),
+        "mean_score": torch.cat([chosen, rejected]).mean().detach(),
+        "score_gap": (chosen - rejected).mean().detach(),
+    }
+    return ranking + safety_loss_coef * safety + center_coef * center, parts
+
+
+class Report(TrainerCallback):
+    """The Trainer's numbers to our tracker; a number that is not finite ends the stage."""
+
+    def __init__(self, track: Tracker, what: str, schedule: Schedule, rows: int, first_step: int) -> None:
+        self.track, self.what, self.first_step = track, what, first_step
+        self.total = (
+            schedule.steps
+            if schedule.steps > 0
+            else steps_of(rows, batch_size=schedule.batch_size, epochs=schedule.epochs)
+        )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress = self.track.progress(self.total, self.what)
+        self.bar = self.progress.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.advance(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        values = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, int | float)}
+        if "train_runtime" in values:
+            return
+        for key in ("loss", "grad_norm"):
+            if not math.isfinite(values.get(key, 0.0)):
+                raise NonFiniteError(
+                    f"{key} is {values[key]} at step {state.global_step} of {self.what}",
+                    hints=["lower the learning rate", "look at the rows: rlhf show, metrics.jsonl"],
+                )
+        names = {key: f"{self.what}/{key}" for key in values if key not in ("epoch", "num_tokens")}
+        self.track.log({names[key]: values[key] for key in names}, step=self.first_step + state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress.__exit__(None, None, None)
+
+
+@contextmanager
+def _arguments(kind: Any, schedule: Schedule, optimizer: AdamW, *, seed: int, **more: Any) -> Iterator[Any]:
+    """TRL's arguments for a schedule; the Trainer's own output folder is a scratch folder that stays empty."""
+    rows, micro = schedule.batch_size, optimizer.microbatch_size or schedule.batch_size
+    if rows % micro:
+        raise ConfigError(f"batch_size ({rows}) must be a multiple of microbatch_size ({micro})")
+    with TemporaryDirectory(prefix="rlhf-trainer-", ignore_cleanup_errors=True) as folder:
+        yield kind(
+            output_dir=folder,
+            seed=seed % 2**32,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=rows // micro,
+            num_train_epochs=schedule.epochs,
+            max_steps=schedule.steps,
+            learning_rate=schedule.learning_rate,
+            lr_scheduler_type="cosine_with_min_lr",
+            lr_scheduler_kwargs={"min_lr_rate": schedule.final_lr_ratio},
+            warmup_steps=schedule.warmup_steps,
+            optim="adamw_torch_fused",
+            adam_beta1=optimizer.beta1,
+            adam_beta2=optimizer.beta2,
+            adam_epsilon=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            max_grad_norm=optimizer.max_grad_norm,
+            bf16=False,  # the model's own dtype decides; no second, silent cast
+            activation_checkpointing=False,  # TRL's default is to switch it on; models are loaded with it where asked
+            logging_steps=10,
+            logging_first_step=True,
+            logging_nan_inf_filter=False,  # the Trainer's default logs a NaN loss as 0.0
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            **more,
+        )
+
+
+def _train(trainer: Any) -> None:
+    """Run it, and leave nothing of the Trainer's on the terminal: the tracker shows what there is to see."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.train()
+    bad = [name for name, p in trainer.model.named_parameters() if not bool(torch.isfinite(p).all())]
+    if bad:
+        raise NonFiniteError(f"parameter {bad[0]} is not finite after training", hints=["lower the learning rate"])

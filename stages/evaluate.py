@@ -1,0 +1,245 @@
+"""Every policy on held-out prompts, and the reward models on held-out pairs (3.4, 4)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.data import feed
+from rlhf.data.chat import encode_completion, encode_prompt
+from rlhf.data.types import Preference, Prompt
+from rlhf.evaluation import claims, curves, pairs
+from rlhf.evaluation.diversity import self_bleu
+from rlhf.evaluation.gold import gold_report, verdicts
+from rlhf.evaluation.intervals import of_mean
+from rlhf.evaluation.multi_turn import follow_rates
+from rlhf.functional.kl import exact_kl
+from rlhf.generation.protocol import Sampling
+from rlhf.models.load import freeze, load_policy, load_tokenizer
+from rlhf.models.reward_models import RewardModels
+from rlhf.models.score import score
+from rlhf.pipeline import Job
+from rlhf.rollout import Rollout, Sample, completion_logits, sample
+
+QUARTERS = (("safe", False), ("safe", True), ("border", False), ("unsafe", False))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What every measurement needs."""
+
+    job: Job
+    policies: dict[str, Path]
+    rewards: RewardModels | None
+    tokenizer: PreTrainedTokenizerBase
+
+    def model(self, name: str):
+        return freeze(load_policy(self.policies[name] / "checkpoint", self.job.recipe.model))
+
+
+def run(job: Job) -> None:
+    """Leave `results.json`, the report's numbers; what cannot be measured in this recipe is absent."""
+    policies = {path.name: path for path in job.every("policies")}
+    reward_artefacts = job.every("reward")
+    rewards = RewardModels.load(reward_artefacts[-1], job.recipe.model) if reward_artefacts else None
+    newest = list(policies.values())[-1]
+    e = Evaluation(job, policies, rewards, load_tokenizer(newest / "checkpoint"))
+
+    results: dict[str, Any] = {"reward_models": reward_models(e, reward_artefacts), "policies": {}}
+    if rewards is not None and job.config.data:
+        results["policies"], replies = measure_policies(e)
+        results |= best_of_curves(e) | {"samples": side_by_side(replies, job.config.samples)}
+        results["multi_turn"] = multi_turn(e)
+    results["claims"] = claims.examine(results)
+    job.write_results(results)
+
+
+def reward_models(e: Evaluation, artefacts: tuple[Path, ...]) -> dict[str, Any]:
+    """Both models on the held-out pairs of both domains: accuracy by rating, the gate, calibration."""
+    found: dict[str, Any] = {}
+    if e.rewards is None:
+        return found
+    for name, model in (("helpfulness", e.rewards.helpfulness), ("safety", e.rewards.safety)):
+        found[name] = {}
+        for domain in ("helpfulness", "safety"):
+            rows = feed.stored(artefacts[-1] / f"{domain}.test.jsonl", Preference)
+            if not rows:
+                continue
+            chosen, rejected = (score_pairs(e, model, rows, side) for side in ("chosen", "rejected"))
+            report = pairs.accuracy_by_rating(rows, chosen, rejected)
+            if domain == "safety" and name == "safety":
+                threshold = e.job.config.safety_threshold
+                found[name] |= pairs.safety_gate(rows, chosen, rejected, threshold=threshold)
+            if domain == name:
+                found[name]["calibration"] = pairs.calibration(rows, chosen, rejected, bins=6)
+            by_source = pairs.accuracy_by_source(rows, chosen, rejected)
+            found[name][domain] = report | ({"by_source": by_source} if len(by_source) > 1 else {})
+            accuracy = report["accuracy"]["all"]
+            e.job.track.say(f"{name} model on {domain} pairs: {accuracy:.1%} of {len(rows):,}")
+    return found
+
+
+def score_pairs(e: Evaluation, model, rows: list[Preference], side: str) -> torch.Tensor:
+    """Scores of one side of the pairs, read exactly as in training."""
+    ids = [encode_prompt(e.tokenizer, row.prompt) + encode_completion(e.tokenizer, getattr(row, side)) for row in rows]
+    return score(model, ids, pad_token_id=e.rewards.pad_token_id)
+
+
+def heldout_prompts(e: Evaluation, count: int, label: str, kinds=QUARTERS) -> list[Prompt]:
+    """Held-out prompts in equal parts of each kind; sets without kinds give what they have."""
+    config, world = e.job.config, e.job.recipe.microworld
+    found: dict[str, Prompt] = {}
+    for kind, instructed in kinds:
+        part = feed.prompts(
+            config.data,
+            count // len(kinds),
+            seed=e.job.seed_of(f"{label} {kind} {instructed}"),
+            stage="evaluate",
+            world=world.model_copy(update={"instruction_share": float(instructed)}),
+            mix={kind: 1.0},
+            held_out=True,
+            say=e.job.track.say,
+        )
+        found |= {prompt.id: prompt for prompt in part}
+    return list(found.values())
+
+
+def measure_policies(e: Evaluation) -> tuple[dict[str, Any], dict[str, list]]:
+    """One answer to each prompt by every policy; KL is to the policy before it, exact over the vocabulary."""
+    config = e.job.config
+    prompts = heldout_prompts(e, config.prompts, "policies")
+    sampling = Sampling(1, config.temperature, config.max_new_tokens)
+    table, replies, before = {}, {}, None
+    with e.job.track.progress(len(e.policies), "policies") as bar:
+        for name in e.policies:
+            policy = e.model(name)
+            samples = [g[0] for g in sample(policy, e.tokenizer, prompts, sampling, seed=e.job.seed)]
+            table[name], scores = measure(e, samples)
+            if before is not None:
+                table[name]["kl_to_reference"] = kl_between(e, policy, before, samples)
+            creative = heldout_prompts(e, 40, "diversity", kinds=(("safe", False),))[:20]
+            groups = sample(policy, e.tokenizer, creative, Sampling(8, 1.0, config.max_new_tokens), seed=e.job.seed)
+            table[name]["self_bleu"] = self_bleu([[s.text for s in group] for group in groups])
+            replies[name] = list(zip(samples, scores.helpfulness.tolist(), scores.safety.tolist(), strict=True))
+            before = policy
+            bar.advance(1)
+    return table, replies
+
+
+def measure(e: Evaluation, samples: list[Sample]):
+    """The row of one policy: raw scores, never whitened ones, and the gold judge's columns where there is one."""
+    scores = e.rewards(
+        [s.row for s in samples],
+        [s.prompt.is_safety for s in samples],
+        safety_threshold=e.job.config.safety_threshold,
+    )
+    lengths = [len(s.completion.token_ids) for s in samples]
+    row = gold_report(samples)
+    interval = row.pop("interval", {})
+    for name in ("helpfulness", "safety", "combined"):
+        values = getattr(scores, name).tolist()
+        row[f"reward_{name}"], interval[f"reward_{name}"] = sum(values) / len(values), of_mean(values)
+    row |= {
+        "reward_p10": torch.quantile(scores.combined, 0.1).item(),
+        "eos_rate": sum(s.finished for s in samples) / len(samples),
+        "length": sum(lengths) / len(lengths),
+        "n": len(samples),
+        "interval": interval,
+    }
+    return row, scores
+
+
+@torch.no_grad()
+def kl_between(e: Evaluation, policy, reference, samples: list[Sample]) -> float:
+    """Mean over answers of the KL of policy to reference in nats, summed over the answer's tokens."""
+    rollout = Rollout.of(samples, pad_token_id=e.tokenizer.pad_token_id, device=policy.device)
+    total = 0.0
+    for index in torch.arange(len(rollout)).split(64):
+        part = rollout.rows(index)
+        kl = exact_kl(completion_logits(policy, part), completion_logits(reference, part), part.completion_mask)
+        total += kl.sum().item()
+    return total / len(rollout)
+
+
+def best_of_curves(e: Evaluation) -> dict[str, Any]:
+    """Max, median and gold of the best against N (Fig 7), and max against N by temperature (Fig 8)."""
+    config = e.job.config
+    sizes = curves.sizes_up_to(config.best_of_samples)
+    prompts = heldout_prompts(e, config.best_of_prompts, "best of", kinds=(("safe", False), ("border", False)))
+    best_of: dict[str, Any] = {}
+    temperature: dict[str, Any] = {}
+    names = [name for name in e.policies if name != "base"]
+    with e.job.track.progress(len(names), "best of N") as bar:
+        for name in names:
+            policy, temperature[name] = e.model(name), {}
+            for t in sorted({1.0, *config.temperatures}) if name in (names[0], names[-1]) else [1.0]:
+                sampling = Sampling(config.best_of_samples, t, config.max_new_tokens)
+                groups = sample(policy, e.tokenizer, prompts, sampling, seed=e.job.seed_of("best of"))
+                samples = [s for group in groups for s in group]
+                scores = e.rewards(
+                    [s.row for s in samples],
+                    [s.prompt.is_safety for s in samples],
+                    safety_threshold=config.safety_threshold,
+                ).combined.view(len(prompts), -1)
+                top = curves.expected_max_curve(scores, sizes)
+                temperature[name][f"{t:g}"] = {str(n): top[n] for n in sizes}
+                if t == 1.0:
+                    median = curves.expected_median_curve(scores, sizes)
+                    best_of[name] = {str(n): {"max": top[n], "median": median[n]} for n in sizes}
+                    gold = verdicts(samples)
+                    if gold is not None:
+                        quality = torch.tensor([v.quality for v in gold]).view_as(scores)
+                        for n, value in curves.gold_of_best(scores, quality, sizes).items():
+                            best_of[name][str(n)]["gold_of_max"] = value
+            bar.advance(1)
+    return {"best_of": best_of, "temperature": {k: v for k, v in temperature.items() if len(v) > 1}}
+
+
+def multi_turn(e: Evaluation) -> dict[str, Any]:
+    """An instruction given once, before Ghost Attention and after it, and in the last policy (Table 30)."""
+    if "gatt" not in e.policies:
+        return {}
+    config, names = e.job.config, list(e.policies)
+    after = "gatt"
+    before = names[names.index(after) - 1]
+    conversations = feed.conversations(
+        config.data,
+        config.dialogues,
+        min_turns=max(config.turns),
+        max_turns=max(config.turns),
+        seed=e.job.seed_of("multi-turn"),
+        held_out=True,
+        stage="evaluate",
+    )
+    found: dict[str, Any] = {"n": len(conversations), "before_policy": before, "after_policy": after}
+    shown = {"before": before, "after": after} | ({"final": names[-1]} if names[-1] != after else {})
+    with e.job.track.progress(len(shown), "multi-turn") as bar:
+        for label, name in shown.items():
+            rates = follow_rates(
+                e.model(name), e.tokenizer, conversations, turns=config.turns, max_new_tokens=config.max_new_tokens
+            )
+            found[label] = {str(turn): rate for turn, rate in rates.followed.items()}
+            found[f"content_{label}"] = {str(turn): value for turn, value in rates.content.items()}
+            bar.advance(1)
+    return found
+
+
+def side_by_side(replies: dict[str, list], count: int) -> list[dict[str, Any]]:
+    """The same prompts across all policies, every kind in turn, for the report."""
+    first = next(iter(replies.values()))
+    step = max(1, len(first) // count)
+    rows = []
+    for i in range(0, len(first), step)[:count]:
+        prompt = first[i][0].prompt
+        shown = {}
+        for name, answers in replies.items():
+            s, helpfulness, safety = answers[i]
+            gold = verdicts([s])
+            shown[name] = {"text": s.text, "helpfulness": helpfulness, "safety": safety} | (
+                {"gold": gold[0].quality} if gold else {}
+            )
+        turns = [{"role": t.role, "content": t.content} for t in prompt.turns]
+        rows.append({"prompt": turns, "kind": prompt.kind, "replies": shown})
+    return rows

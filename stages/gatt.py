@@ -1,0 +1,141 @@
+"""Ghost Attention: an instruction given once holds for the whole dialogue (3.3)."""
+
+import random
+from collections.abc import Sequence
+
+from rlhf.data import feed
+from rlhf.data.chat import encode_prompt
+from rlhf.data.feed import Conversation
+from rlhf.data.gatt import spread, training_dialogue
+from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
+from rlhf.finetune import fine_tune
+from rlhf.generation.protocol import Sampling
+from rlhf.microworld.instructions import short_form
+from rlhf.models.load import load_policy, load_tokenizer, save
+from rlhf.models.reward_models import RewardModels
+from rlhf.pipeline import Job
+from rlhf.rollout import Sample, sample
+
+
+def run(job: Job) -> None:
+    """Leave `dialogues.jsonl`, what was trained on, and `checkpoint/`."""
+    config = job.config
+    start = job.one("policy") / "checkpoint"
+    tokenizer = load_tokenizer(start)
+    policy = load_policy(start, job.recipe.model)
+    rewards = RewardModels.load(job.one("reward"), job.recipe.model)
+
+    conversations = feed.conversations(
+        config.data,
+        config.dialogues,
+        min_turns=config.min_turns,
+        max_turns=config.max_turns,
+        seed=job.seed,
+        held_out=False,
+        stage="gatt",
+    )
+    answers = converse(job, policy, tokenizer, rewards, conversations)
+    rows = training_rows(job, conversations, answers)
+    replayed = replay(job, policy, tokenizer, rewards, count=round(len(rows) * share_to_ratio(config.replay_share)))
+    write_jsonl(job.out / "dialogues.jsonl", rows + replayed)
+    job.track.say(f"{len(rows):,} conversations, {len(replayed):,} of the policy's own answers beside them")
+    fine_tune(policy, tokenizer, rows + replayed, job, last_answer_only=frozenset(row.id for row in rows))
+    save(policy, tokenizer, job.out / "checkpoint")
+
+
+def training_rows(job: Job, conversations: Sequence[Conversation], answers: list[list[str]]) -> list[Dialogue]:
+    """The instruction in the first turn only, less verbose half of the time; every conversation cut at some turns.
+
+    A conversation that was sampled to its end holds one row for every turn it could have ended at.
+    """
+    config, rng, rows = job.config, random.Random(job.seed), []
+    for c, replies in zip(conversations, answers, strict=True):
+        turns = range(config.min_turns, len(replies) + 1)
+        for end in sorted({len(replies), *rng.sample(turns, min(config.cuts - 1, len(turns)))}):
+            shown = short_form(c.instruction) if rng.random() < config.short_share else c.instruction
+            rows.append(training_dialogue(f"{c.id}/{end}", shown, c.user_turns[:end], replies[:end], source="gatt"))
+    return rows
+
+
+def converse(job: Job, policy, tokenizer, rewards, conversations: Sequence[Conversation]) -> list[list[str]]:
+    """Answer turn by turn, with the instruction written to every user turn; of K answers the best is kept.
+
+    Conversations of all lengths advance together; those that are over leave.
+    """
+    answers: list[list[str]] = [[] for _ in conversations]
+    longest = max(len(c.user_turns) for c in conversations)
+    with job.track.progress(longest, "conversations") as bar:
+        for turn in range(longest):
+            live = [i for i, c in enumerate(conversations) if len(c.user_turns) > turn]
+            prompts = [context(conversations[i], answers[i], turn) for i in live]
+            for i, kept in zip(
+                live, best_answers(job, policy, tokenizer, rewards, prompts, f"turn {turn}"), strict=True
+            ):
+                answers[i].append(kept.text)
+            bar.advance(1)
+    return answers
+
+
+def context(c: Conversation, answers: Sequence[str], turn: int) -> Prompt:
+    """The dialogue so far, the instruction at every user turn."""
+    spoken: list[Turn] = []
+    for user, answer in zip(c.user_turns[:turn], answers, strict=True):
+        spoken += [Turn("user", user), Turn("assistant", answer)]
+    spoken.append(Turn("user", c.user_turns[turn]))
+    return Prompt(f"{c.id}/{turn}", spread(c.instruction, spoken), "microworld", is_safety=False)
+
+
+def best_answers(job: Job, policy, tokenizer, rewards, prompts: Sequence[Prompt], label: str) -> list[Sample]:
+    """The best of K answers a prompt by the combined score, finished ones first."""
+    config = job.config
+    sampling = Sampling(config.samples_per_turn, config.temperature, config.max_new_tokens)
+    groups = sample(policy, tokenizer, prompts, sampling, seed=job.seed_of(label))
+    flat = [s for group in groups for s in group]
+    rows = [judged_row(tokenizer, s, config.judged) for s in flat]
+    tags = [s.prompt.is_safety for s in flat]
+    scores = rewards(rows, tags, safety_threshold=config.safety_threshold).combined.tolist()
+    k = config.samples_per_turn
+    return [
+        max(zip(group, scores[i * k : (i + 1) * k], strict=True), key=preferred)[0] for i, group in enumerate(groups)
+    ]
+
+
+def judged_row(tokenizer, s: Sample, judged: str) -> Sequence[int]:
+    """What the reward models read: the dialogue, or the last turn alone, which carries the instruction itself."""
+    if judged == "dialogue" or len(s.prompt.turns) == 1:
+        return s.row
+    return (*encode_prompt(tokenizer, s.prompt.turns[-1:]), *s.completion.token_ids)
+
+
+def replay(job: Job, policy, tokenizer, rewards, *, count: int) -> list[Dialogue]:
+    """Best of K answers of the policy itself to single prompts, so that what it knew is not unlearned (ours)."""
+    if not count:
+        return []
+    world = job.recipe.microworld
+    prompts = feed.prompts(
+        job.config.data,
+        count,
+        seed=job.seed_of("replay"),
+        stage="gatt",
+        world=world,
+        mix=feed.both_domains(world),
+        held_out=False,
+        say=job.track.say,
+    )
+    best = best_answers(job, policy, tokenizer, rewards, prompts, "replay")
+    return [
+        Dialogue(f"replay-{i}", (*s.prompt.turns, Turn("assistant", s.text)), "replay")
+        for i, s in enumerate(best)
+        if s.text
+    ]
+
+
+def share_to_ratio(share: float) -> float:
+    """A share of the whole as a multiple of the rest: 0.5 -> 1."""
+    return share / (1 - share)
+
+
+def preferred(scored: tuple[Sample, float]) -> tuple[bool, bool, float]:
+    """The order of answers: one that says something and ended comes before any that does not, then by score."""
+    s, value = scored
+    return bool(s.text), s.finished, value

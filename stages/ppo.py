@@ -1,0 +1,266 @@
+"""PPO on the piecewise reward, held near the reference by a KL penalty (3.2.3)."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.data import feed
+from rlhf.data.types import Prompt
+from rlhf.errors import NonFiniteError
+from rlhf.evaluation.gold import gold_of
+from rlhf.functional.gae import gae
+from rlhf.functional.kl import kl_estimate, token_rewards
+from rlhf.functional.logprobs import chosen_logprobs, entropy
+from rlhf.functional.ppo import explained_variance, policy_loss, value_loss
+from rlhf.functional.whiten import moments, whiten
+from rlhf.generation.protocol import Sampling
+from rlhf.models.load import freeze, load_policy, load_reward_model, load_tokenizer, save
+from rlhf.models.reward_models import RewardModels
+from rlhf.pipeline import Job
+from rlhf.rollout import Rollout, Sample, completion_logits, completion_logprobs, completion_values, sample
+
+
+@dataclass(frozen=True)
+class Models:
+    """The five models of PPO: two learn, three are frozen."""
+
+    policy: PreTrainedModel
+    critic: PreTrainedModel
+    reference: PreTrainedModel
+    rewards: RewardModels
+    tokenizer: PreTrainedTokenizerBase
+
+
+def run(job: Job) -> None:
+    """Climb the combined reward; keep the policy that was best on held-out prompts."""
+    config, track = job.config, job.track
+    models = load_models(job)
+    optimizers = make_optimizers(models, config)
+    keeper = Keeper(job, models)
+    prompts = prompts_of(job, config.iterations * config.batch_size, label="rollouts", held_out=False)
+    with track.progress(config.iterations, "ppo") as bar:
+        for iteration in range(config.iterations):
+            samples = collect(job, models, prompts, iteration)
+            score, stats = combined_score(job, models, samples)
+            rollout = Rollout.of(samples, pad_token_id=models.tokenizer.pad_token_id, device=models.policy.device)
+            learn = advantages_of(config, models, rollout, score)
+            stats |= learn.stats | update(config, models, optimizers, rollout, learn, iteration)
+            track.log(stats, step=iteration)
+            bar.advance(1, reward=stats["reward/combined"], kl=stats["objective/kl"])
+            if keeper.stop(iteration + 1, kl=stats["objective/kl"]):
+                break
+    keeper.save()
+
+
+def load_models(job: Job) -> Models:
+    """Policy and reference start equal; the critic starts as the helpfulness model with a new head (ours)."""
+    start, model = job.one("policy") / "checkpoint", job.recipe.model
+    policy = load_policy(start, model)
+    critic = load_reward_model(job.one("reward") / "checkpoint" / "helpfulness", model)
+    torch.nn.init.zeros_(critic.score.weight)
+    reference = freeze(copy.deepcopy(policy))
+    return Models(policy, critic, reference, RewardModels.load(job.one("reward"), model), load_tokenizer(start))
+
+
+def make_optimizers(models: Models, config) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """AdamW with a constant learning rate, one for the policy and one for the critic."""
+    common = {"betas": (config.beta1, config.beta2), "eps": config.eps, "weight_decay": config.weight_decay}
+    return (
+        torch.optim.AdamW(models.policy.parameters(), lr=config.learning_rate, **common),
+        torch.optim.AdamW(models.critic.parameters(), lr=config.critic_learning_rate, **common),
+    )
+
+
+def collect(job: Job, models: Models, prompts: list[Prompt], iteration: int) -> list[Sample]:
+    """One answer to each of the next `batch_size` prompts, by the policy as it is now."""
+    start, size = iteration * job.config.batch_size, job.config.batch_size
+    prompts = [prompts[i % len(prompts)] for i in range(start, start + size)]
+    sampling = Sampling(1, job.config.temperature, job.config.max_new_tokens)
+    groups = sample(models.policy, models.tokenizer, prompts, sampling, seed=job.seed_of(f"rollout {iteration}"))
+    return [group[0] for group in groups]
+
+
+def prompts_of(job: Job, count: int, *, label: str, held_out: bool) -> list[Prompt]:
+    """Prompts to learn on or, disjoint from them, to check on; fewer than `count` are gone through again."""
+    world = job.recipe.microworld
+    return feed.prompts(
+        job.config.data,
+        count,
+        seed=job.seed_of(label),
+        stage="ppo",
+        world=world,
+        mix=feed.both_domains(world),
+        held_out=held_out,
+        say=job.track.say,
+    )
+
+
+def combined_score(job: Job, models: Models, samples: list[Sample]) -> tuple[Tensor, dict[str, float]]:
+    """R_c of eq. 4 for every answer, in logits and not yet whitened."""
+    config = job.config
+    rows, tags = [s.row for s in samples], [s.prompt.is_safety for s in samples]
+    scores = models.rewards(rows, tags, safety_threshold=config.safety_threshold)
+    finished = torch.tensor([s.finished for s in samples])
+    combined = scores.combined
+    if config.missing_eos_score is not None:
+        combined = combined.where(finished, torch.full_like(combined, config.missing_eos_score))
+    if not bool(torch.isfinite(combined).all()):
+        raise NonFiniteError("a reward model gave a score that is not finite", where=job.name)
+    return combined, {
+        "reward/helpfulness": scores.helpfulness.mean().item(),
+        "reward/safety": scores.safety.mean().item(),
+        "reward/combined": combined.mean().item(),
+        "gen/eos_rate": finished.float().mean().item(),
+        "gen/length": sum(len(s.completion.token_ids) for s in samples) / len(samples),
+    }
+
+
+@dataclass(frozen=True)
+class Learn:
+    """What the update needs beside the rollout: all [B, T], in nats or whitened reward units."""
+
+    old_logprobs: Tensor
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    stats: dict[str, float]
+
+
+@torch.no_grad()
+def advantages_of(config, models: Models, rollout: Rollout, score: Tensor) -> Learn:
+    """Whiten the score, take beta KL off every token, and estimate advantages (eq. 4; GAE is ours)."""
+    mask = rollout.completion_mask
+    models.policy.eval(), models.critic.eval()
+    old_logprobs, reference_logprobs, old_values = [], [], []
+    for index in torch.arange(len(rollout)).split(config.microbatch_size or config.minibatch_size):
+        part = rollout.rows(index)
+        width = mask.shape[1] - part.tokens.shape[1]
+        for made, out in (
+            (completion_logprobs(models.policy, part, temperature=config.temperature), old_logprobs),
+            (completion_logprobs(models.reference, part, temperature=config.temperature), reference_logprobs),
+            (completion_values(models.critic, part), old_values),
+        ):
+            out.append(torch.nn.functional.pad(made, (0, width)))
+    logprobs, reference, values = torch.cat(old_logprobs), torch.cat(reference_logprobs), torch.cat(old_values)
+    kl = kl_estimate(logprobs, reference, mask, estimator=config.kl_estimator)
+    everywhere = torch.ones_like(score, dtype=torch.bool)
+    whitened = whiten(score, everywhere, moments(score, everywhere), epsilon=1e-8).to(values)
+    rewards = token_rewards(whitened, kl, mask, kl_coef=config.kl_coef)
+    advantages, returns = gae(rewards, values * mask, mask, gamma=config.gamma, gae_lambda=config.gae_lambda)
+    drift = ((logprobs - rollout.old_logprobs) * mask).abs().max()
+    stats = {
+        "objective/kl": (kl.sum() / len(kl)).item(),
+        "value/explained_variance": explained_variance(values, returns, mask).item(),
+        "objective/return": (returns * mask).sum().item() / mask.sum().item(),
+        "val/logprob_drift": drift.item(),
+    }
+    whitened_advantages = whiten(advantages, mask, moments(advantages, mask), epsilon=1e-8)
+    return Learn(logprobs, values * mask, whitened_advantages, returns, stats)
+
+
+def update(config, models: Models, optimizers, rollout: Rollout, learn: Learn, iteration: int) -> dict[str, float]:
+    """One pass over the batch: one gradient step per mini-batch, for policy and critic."""
+    policy_optimizer, critic_optimizer = optimizers
+    sums: dict[str, float] = {}
+    minibatches = torch.randperm(len(rollout)).split(config.minibatch_size)
+    for index in minibatches:
+        tokens = rollout.completion_mask[index].sum()
+        for part in index.split(config.microbatch_size or config.minibatch_size):
+            stats = backward(config, models, rollout.rows(part), learn, part, tokens)
+            for name, value in stats.items():
+                sums[name] = sums.get(name, 0.0) + value / len(minibatches)
+        norms = [
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            for model in (models.policy, models.critic)
+        ]
+        if not all(bool(torch.isfinite(norm)) for norm in norms):
+            raise NonFiniteError(f"a gradient is not finite in iteration {iteration}", where="ppo")
+        critic_optimizer.step()
+        if iteration >= config.critic_warmup:
+            policy_optimizer.step()
+        policy_optimizer.zero_grad()
+        critic_optimizer.zero_grad()
+    return sums
+
+
+def backward(config, models: Models, part: Rollout, learn: Learn, index: Tensor, tokens: Tensor) -> dict[str, float]:
+    """Gradients of one micro-batch, and its share of the mini-batch's statistics.
+
+    Everything is divided by the mini-batch's number of `tokens`, so that micro-batches add up to it exactly.
+    """
+    width = part.tokens.shape[1]
+    old_logprobs, old_values, advantages, returns = (
+        x[index, :width] for x in (learn.old_logprobs, learn.old_values, learn.advantages, learn.returns)
+    )
+    mask = part.completion_mask
+    logits = completion_logits(models.policy, part)
+    logprobs = chosen_logprobs(logits, part.tokens, temperature=config.temperature)
+    loss, stats = policy_loss(
+        logprobs, old_logprobs, advantages, mask, clip_range=config.clip_range, denominator=tokens
+    )
+    loss.backward()
+    values = completion_values(models.critic, part)
+    critic_loss = value_loss(
+        values, old_values, returns, mask, value_clip_range=config.value_clip_range, denominator=tokens
+    )
+    critic_loss.backward()
+    with torch.no_grad():
+        mean_entropy = (entropy(logits / config.temperature) * mask).sum() / tokens
+    return {
+        "loss/policy_avg": loss.item(),
+        "loss/value_avg": critic_loss.item(),
+        "policy/clipfrac_avg": float(stats.clip_fraction),
+        "policy/approxkl_avg": float(stats.approx_kl),
+        "val/ratio": float(stats.ratio_mean),
+        "objective/entropy": mean_entropy.item(),
+    }
+
+
+class Keeper:
+    """Early stopping on held-out prompts (3.2.3): keeps the best policy, and says when to stop."""
+
+    def __init__(self, job: Job, models: Models) -> None:
+        self.job, self.models = job, models
+        self.prompts = prompts_of(job, job.config.heldout_prompts, label="heldout", held_out=True)
+        self.best_reward, self.best_weights, self.best_iteration, self.bad = float("-inf"), None, 0, 0
+        self.why = f"all {job.config.iterations} iterations"
+        self.check(0)
+
+    def stop(self, iteration: int, *, kl: float) -> bool:
+        config = self.job.config
+        if kl > config.max_kl:
+            self.why = f"KL of {kl:.1f} nats an answer is above ppo.max_kl ({config.max_kl:g})"
+            return True
+        if iteration % config.heldout_every == 0 or iteration == config.iterations:
+            self.check(iteration)
+        if self.bad >= config.patience:
+            self.why = f"no better held-out reward in {config.patience} checks"
+        return self.bad >= config.patience
+
+    def check(self, iteration: int) -> None:
+        """Mean combined reward on held-out prompts, and the gold judge beside it where there is one."""
+        config, models = self.job.config, self.models
+        sampling = Sampling(1, config.temperature, config.max_new_tokens)
+        groups = sample(models.policy, models.tokenizer, self.prompts, sampling, seed=self.job.seed_of("heldout"))
+        samples = [group[0] for group in groups]
+        score, _ = combined_score(self.job, models, samples)
+        values = {"heldout/reward_combined": score.mean().item()} | {
+            f"heldout/{key}": value for key, value in gold_of(samples).items()
+        }
+        self.job.track.log(values, step=iteration)
+        for s in samples[:8]:
+            self.job.track.sample({"iteration": iteration, "prompt": s.prompt.turns[-1].content, "text": s.text})
+        if values["heldout/reward_combined"] > self.best_reward:
+            self.best_reward, self.best_iteration, self.bad = values["heldout/reward_combined"], iteration, 0
+            self.best_weights = {k: v.detach().clone() for k, v in models.policy.state_dict().items()}
+        else:
+            self.bad += 1
+
+    def save(self) -> None:
+        self.models.policy.load_state_dict(self.best_weights)
+        self.job.track.say(f"stopped: {self.why}; kept iteration {self.best_iteration}")
+        self.job.write_results({"stopped": self.why, "best_iteration": self.best_iteration})
+        save(self.models.policy, self.models.tokenizer, self.job.out / "checkpoint")

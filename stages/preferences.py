@@ -1,0 +1,94 @@
+"""Preferences: two answers to every prompt, by two variants of the policy, rated on four levels (3.2.1)."""
+
+import random
+from pathlib import Path
+
+from rlhf.data import feed
+from rlhf.data.types import Preference, Prompt, write_jsonl
+from rlhf.errors import ConfigError
+from rlhf.generation.protocol import Sampling
+from rlhf.microworld.annotator import annotate
+from rlhf.models.load import load_policy, load_tokenizer
+from rlhf.pipeline import Job
+from rlhf.rollout import Sample, sample
+
+DOMAINS = ("helpfulness", "safety")
+
+
+def run(job: Job) -> None:
+    """Leave `<domain>.train.jsonl` and `<domain>.test.jsonl`; test prompts are never trained on."""
+    for source in job.config.data:
+        if source.name != feed.MICROWORLD:
+            raise ConfigError(
+                f"preferences.data names {source.name}, and nobody is there to rate answers to its prompts",
+                hints=[
+                    f"use preferences.data=[{{name: {feed.MICROWORLD}}}], which has annotators",
+                    "or leave preferences out of `stages`, and give rated pairs to reward.data",
+                ],
+            )
+    policies = [path for path in job.every("policies") if path.name != "base"][-2:]
+    counts = {}
+    for domain in DOMAINS:
+        for split in ("train", "test"):
+            prompts = prompts_of(job, domain, held_out=split == "test")
+            first, second = answers(job, policies, prompts)
+            rng = random.Random(f"{job.seed}/{domain}/{split}")
+            rated = [rate(domain, a, b, rng) for a, b in zip(first, second, strict=True)]
+            pairs = [pair for pair in rated if pair is not None]
+            write_jsonl(job.out / f"{domain}.{split}.jsonl", pairs)
+            counts[f"{domain}/{split}"] = len(pairs)
+            job.track.say(
+                f"{domain} {split}: {len(pairs):,} pairs of {len(prompts):,} prompts (the rest: same answers)"
+            )
+            for level, n in levels(pairs).items():
+                job.track.log({f"{domain}/{split}/{level}": n / max(1, len(pairs))}, step=0)
+
+
+def prompts_of(job: Job, domain: str, *, held_out: bool) -> list[Prompt]:
+    """Prompts of one domain; safety annotators write mostly adversarial ones."""
+    world, config = job.recipe.microworld, job.config
+    count = config.helpfulness_prompts if domain == "helpfulness" else config.safety_prompts
+    return feed.prompts(
+        config.data,
+        config.test_prompts if held_out else count,
+        seed=job.seed_of(f"{domain}/{held_out}"),
+        stage="preferences",
+        world=world,
+        mix=world.helpfulness_mix if domain == "helpfulness" else world.safety_mix,
+        held_out=held_out,
+        say=job.track.say,
+    )
+
+
+def answers(job: Job, policies: list[Path], prompts: list[Prompt]) -> list[list[Sample]]:
+    """One answer a prompt from each of two variants: the newest policy and the one before, or the newest twice.
+
+    Every answer has a temperature of its own, drawn at random ("varying the temperature", 3.2.1).
+    """
+    variants = [policies[-1], policies[0]]
+    found = []
+    for place, path in enumerate(variants):
+        tokenizer = load_tokenizer(path / "checkpoint")
+        policy = load_policy(path / "checkpoint", job.recipe.model)
+        rng = random.Random(f"{job.seed}/{place}")
+        drawn = [rng.choice(job.config.temperatures) for _ in prompts]
+        by_prompt: dict[int, Sample] = {}
+        for temperature in job.config.temperatures:
+            index = [i for i, t in enumerate(drawn) if t == temperature]
+            sampling = Sampling(1, temperature, job.config.max_new_tokens)
+            chosen = [prompts[i] for i in index]
+            rows = sample(policy, tokenizer, chosen, sampling, seed=job.seed_of(f"answer {place}"))
+            by_prompt.update(zip(index, (row[0] for row in rows), strict=True))
+        found.append([by_prompt[i] for i in range(len(prompts))])
+    return found
+
+
+def rate(domain: str, a: Sample, b: Sample, rng: random.Random) -> Preference | None:
+    """What the annotator says of two answers; None where they are the same or the pair is excluded (3.2.1)."""
+    return annotate(a.prompt, a.text, b.text, domain=domain, rng=rng, finished_a=a.finished, finished_b=b.finished)
+
+
+def levels(pairs: list[Preference]) -> dict[str, int]:
+    """How many pairs of each rating: the mix drifts as policies improve (Fig 25)."""
+    names = ("significantly", "better", "slightly", "negligibly")
+    return {name: sum(pair.rating == name for pair in pairs) for name in names}

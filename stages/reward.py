@@ -1,0 +1,109 @@
+"""Reward models: a helpfulness model and a safety model on graded pairs, with a margin by rating (3.2.2)."""
+
+from collections.abc import Sequence
+
+from rlhf.data import feed, mixing
+from rlhf.data.chat import encode_completion, encode_prompt
+from rlhf.data.types import Preference, write_jsonl
+from rlhf.errors import DataError
+from rlhf.functional.margin import margin_of
+from rlhf.models.load import load_tokenizer, reward_model_from_policy, save
+from rlhf.pipeline import Job
+from rlhf.trainers import Pair, Schedule, fit_reward, steps_of, warmup_steps
+
+DOMAINS = ("helpfulness", "safety")
+
+
+def run(job: Job) -> None:
+    """Leave `checkpoint/helpfulness`, `checkpoint/safety` and the held-out pairs, `<domain>.test.jsonl`."""
+    config = job.config
+    train, test = gather(job)
+    mixed = {
+        "helpfulness": mixing.helpfulness_mix(
+            train["helpfulness"], train["safety"], share=config.helpfulness_share, seed=job.seed
+        ),
+        "safety": mixing.safety_mix(train["safety"], train["helpfulness"], share=config.safety_share, seed=job.seed),
+    }
+    start = job.one("policy") / "checkpoint"
+    tokenizer = load_tokenizer(start)
+    # All pairs are read before any model is loaded: a bad row should not cost the training of the first model.
+    encoded = {domain: encode(job, tokenizer, mixed[domain].rows) for domain in DOMAINS}
+    for domain, pairs in encoded.items():
+        write_jsonl(job.out / f"{domain}.test.jsonl", test[domain])
+        job.track.say(f"{domain} model: {mixed[domain].counts}")
+        model = reward_model_from_policy(start, job.recipe.model)
+        total = steps_of(len(pairs), batch_size=config.batch_size, epochs=config.epochs)
+        schedule = Schedule(
+            learning_rate=config.learning_rate,
+            final_lr_ratio=config.final_lr_ratio,
+            batch_size=config.batch_size,
+            warmup_steps=warmup_steps(total, ratio=config.warmup_ratio, least=config.warmup_min_steps),
+            epochs=config.epochs,
+        )
+        fit_reward(
+            model,
+            tokenizer,
+            pairs,
+            schedule,
+            config,
+            safety_loss_coef=config.safety_loss_coef,
+            center_coef=config.center_coef,
+            seed=job.seed_of(domain),
+            track=job.track,
+            what=domain,
+        )
+        save(model, tokenizer, job.out / "checkpoint" / domain)
+
+
+def gather(job: Job) -> tuple[dict[str, list[Preference]], dict[str, list[Preference]]]:
+    """Pairs by domain, to train on and held out: those of every round so far, and public sets."""
+    train: dict[str, list[Preference]] = {domain: [] for domain in DOMAINS}
+    test: dict[str, list[Preference]] = {domain: [] for domain in DOMAINS}
+    for artefact in job.every("preferences*"):
+        for domain in DOMAINS:
+            train[domain] += feed.stored(artefact / f"{domain}.train.jsonl", Preference)
+            test[domain] += feed.stored(artefact / f"{domain}.test.jsonl", Preference)
+    if job.config.data:
+        public = feed.preferences(
+            job.config.data, test_share=job.config.test_share, seed=job.recipe.seed, say=job.track.say
+        )
+        for domain in DOMAINS:
+            train[domain] += public[domain].train
+            test[domain] += public[domain].test
+    for domain in DOMAINS:
+        if not train[domain]:
+            raise DataError(
+                f"there are no {domain} pairs to train on",
+                where=job.name,
+                hints=["make them: rlhf run stage=preferences", f"or name a set: reward.data with kind: {domain}"],
+            )
+    return train, test
+
+
+def encode(job: Job, tokenizer, rows: Sequence[Preference]) -> list[Pair]:
+    """Pairs as ids with their margins; what can't be trained on is an error with the row's name."""
+    config, limit = job.config, job.recipe.model.max_length
+    pairs = []
+    for row in rows:
+        prompt = encode_prompt(tokenizer, row.prompt)
+        chosen = prompt + encode_completion(tokenizer, row.chosen)
+        rejected = prompt + encode_completion(tokenizer, row.rejected)
+        where = f"pair {row.id} of {row.source}"
+        if chosen == rejected:
+            raise DataError("chosen and rejected are the same tokens", where=where, hints=["leave the pair out"])
+        if max(len(chosen), len(rejected)) > limit:
+            raise DataError(
+                f"{max(len(chosen), len(rejected))} tokens, the context holds {limit}",
+                where=where,
+                hints=["raise model.max_length", "or leave the pair out"],
+            )
+        pairs.append(
+            Pair(
+                chosen,
+                rejected,
+                margin=margin_of(row.rating, table=config.margin, unrated=config.unrated_margin),
+                chosen_safe=float("nan") if row.chosen_safe is None else float(row.chosen_safe),
+                rejected_safe=float("nan") if row.rejected_safe is None else float(row.rejected_safe),
+            )
+        )
+    return pairs

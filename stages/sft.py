@@ -1,0 +1,18 @@
+"""Supervised fine-tuning: imitate demonstrations, with loss on answers only (3.1)."""
+
+from rlhf.data import feed
+from rlhf.data.types import write_jsonl
+from rlhf.finetune import fine_tune
+from rlhf.models.load import load_policy, load_tokenizer, save
+from rlhf.pipeline import Job
+
+
+def run(job: Job) -> None:
+    """Leave `checkpoint/`, and the demonstrations, from which later rounds take a share."""
+    start = job.one("base") / "checkpoint"
+    tokenizer = load_tokenizer(start)
+    policy = load_policy(start, job.recipe.model)
+    dialogues = feed.demonstrations(job.config.data, seed=job.seed, stage="sft", say=job.track.say)
+    write_jsonl(job.out / "demonstrations.jsonl", dialogues)
+    fine_tune(policy, tokenizer, dialogues, job)
+    save(policy, tokenizer, job.out / "checkpoint")

@@ -1,0 +1,58 @@
+"""A tokenizer and models with random weights, made on the spot: small enough for every test, alive enough to differ."""
+
+import copy
+
+import pytest
+
+TEXTS = ["how do i open the door ? take the key and open the door in the house . good luck !"] * 3
+# Weights twenty times as large as usual: so that a random model has opinions: some tokens likely, most not.
+LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.4,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from rlhf.data.tokenizer import train_tokenizer
+
+    return train_tokenizer(TEXTS, vocab_size=300, max_length=128)
+
+
+@pytest.fixture(scope="session")
+def llama_config(tokenizer):
+    from transformers import LlamaConfig
+
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return LlamaConfig(vocab_size=len(tokenizer), **LLAMA, **ids)
+
+
+@pytest.fixture
+def policy(llama_config):
+    """A Llama of two layers, the same in every test; it ends its answers now and then."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(llama_config).eval()
+    with torch.no_grad():
+        model.lm_head.weight[llama_config.eos_token_id] *= 2
+    return model
+
+
+@pytest.fixture
+def reward_model(llama_config):
+    """The same body under a scalar head."""
+    import torch
+    from transformers import LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    config = copy.deepcopy(llama_config)
+    config.num_labels = 1
+    return LlamaForSequenceClassification(config).eval()

@@ -1,0 +1,180 @@
+"""What is saved comes back bit for bit, and what is not there is said to be missing."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaModel
+
+from rlhf.data.chat import LLAMA2_TEMPLATE
+from rlhf.errors import MissingError
+from rlhf.models.load import (
+    freeze,
+    from_scratch,
+    load_given_tokenizer,
+    load_policy,
+    load_reward_model,
+    load_tokenizer,
+    reward_model_from_policy,
+    save,
+    save_source,
+)
+from rlhf.models.reward_models import RewardModels
+from rlhf.models.score import score
+from rlhf.schema import ModelConfig
+
+CONFIG = ModelConfig(dtype="float32")
+ROWS = [[5, 6, 7, 1], [8, 9, 1]]
+
+
+def assert_equal(found, wanted):
+    """The same weights, bit for bit."""
+    assert found.keys() == wanted.keys()
+    for name, weight in wanted.items():
+        assert torch.equal(found[name].cpu(), weight), name
+
+
+@pytest.fixture
+def saved(policy, tokenizer, tmp_path):
+    """The checkpoint of a policy."""
+    save(policy, tokenizer, tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+# ── round trips ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_policy_comes_back_bit_for_bit(policy, saved):
+    assert_equal(load_policy(saved, CONFIG).state_dict(), policy.state_dict())
+    assert not list(saved.rglob("*.bin"))  # nothing that would have to be unpickled
+    assert not list(saved.rglob("*.pt"))
+
+
+def test_a_reward_model_comes_back_bit_for_bit(reward_model, tokenizer, tmp_path):
+    save(reward_model, tokenizer, tmp_path / "reward")
+    found = load_reward_model(tmp_path / "reward", CONFIG)
+    assert_equal(found.state_dict(), reward_model.state_dict())
+    assert torch.equal(score(found, ROWS, pad_token_id=2), score(reward_model, ROWS, pad_token_id=2))
+
+
+def test_a_tokenizer_comes_back_with_its_template(tokenizer, saved):
+    found = load_tokenizer(saved)
+    text = "[INST] open the door ! [/INST] é \x00 good luck</s>"
+    assert found(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert found.chat_template == LLAMA2_TEMPLATE
+    assert (found.pad_token_id, found.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    assert found.padding_side == "right"
+
+
+def test_weights_are_loaded_in_the_dtype_asked_for(policy, saved):
+    found = load_policy(saved, ModelConfig(dtype="bfloat16"))
+    assert {weight.dtype for weight in found.parameters()} == {torch.bfloat16}
+    assert_equal(found.state_dict(), {name: weight.bfloat16() for name, weight in policy.state_dict().items()})
+
+
+def test_gradient_checkpointing_is_switched_on_where_asked(saved):
+    plain = load_policy(saved, CONFIG)
+    sparing = load_policy(saved, CONFIG.model_copy(update={"gradient_checkpointing": True}))
+    assert not plain.is_activation_checkpointing
+    assert sparing.is_activation_checkpointing
+    for model in (plain, sparing):
+        ids = torch.tensor(ROWS[:1])
+        model.train()(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    for one, other in zip(plain.parameters(), sparing.parameters(), strict=True):  # memory only, not the numbers
+        assert torch.equal(one.grad, other.grad)
+
+
+def test_both_reward_models_of_an_artefact(reward_model, tokenizer, tmp_path):
+    other = type(reward_model)(reward_model.config)
+    for name, model in (("helpfulness", reward_model), ("safety", other)):
+        save(model, tokenizer, tmp_path / "checkpoint" / name)
+    found = RewardModels.load(tmp_path, CONFIG)
+    assert_equal(found.helpfulness.state_dict(), reward_model.state_dict())
+    assert_equal(found.safety.state_dict(), other.state_dict())
+    assert found.pad_token_id == tokenizer.pad_token_id
+    for model in (found.helpfulness, found.safety):
+        assert not model.training
+        assert not any(weight.requires_grad for weight in model.parameters())
+
+
+def test_a_frozen_model_neither_learns_nor_drops_out(policy):
+    frozen = freeze(policy.train())
+    assert not frozen.training
+    assert not any(weight.requires_grad for weight in frozen.parameters())
+
+
+# ── made anew ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_model_from_scratch_has_the_size_worked_by_hand(tokenizer):
+    config = ModelConfig(hidden_size=16, intermediate_size=40, layers=3, heads=4, kv_heads=2, max_length=64)
+    model = from_scratch(config, tokenizer)
+    # A layer: queries and output 16 x 16 each, keys and values 16 x 8 each, SwiGLU 3 x 16 x 40, two norms of 16.
+    layer = 2 * 256 + 2 * 128 + 3 * 640 + 2 * 16
+    assert model.num_parameters() == 3 * layer + 2 * 300 * 16 + 16  # embeddings in and out, untied, and the last norm
+    assert model.dtype == torch.bfloat16
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_a_new_reward_model_has_no_opinion_and_the_policys_body(policy, saved):
+    found = reward_model_from_policy(saved, CONFIG)
+    assert score(found, ROWS, pad_token_id=2).tolist() == [0.0, 0.0]
+    assert found.score.weight.shape == (1, 32)
+    assert found.score.weight.requires_grad
+    assert_equal(found.model.state_dict(), policy.model.state_dict())
+
+
+def test_a_new_reward_model_can_learn_from_its_start_at_zero(saved):
+    found = reward_model_from_policy(saved, CONFIG)
+    found(input_ids=torch.tensor(ROWS[:1])).logits.sum().backward()
+    assert found.score.weight.grad.abs().sum() > 0
+
+
+# ── what is missing ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_policy_is_no_reward_model(saved):
+    with pytest.raises(MissingError, match=r"policy is not a reward model: it has no score\.weight"):
+        load_reward_model(saved, CONFIG)
+
+
+@pytest.mark.parametrize("load", [load_policy, load_reward_model, reward_model_from_policy])
+def test_a_checkpoint_that_does_not_exist(load, tmp_path):
+    with pytest.raises(MissingError, match=r"nowhere does not exist"):
+        load(tmp_path / "nowhere", CONFIG)
+
+
+def test_a_tokenizer_that_does_not_exist(tmp_path):
+    with pytest.raises(MissingError, match=r"nowhere does not exist"):
+        load_tokenizer(tmp_path / "nowhere")
+    with pytest.raises(MissingError, match=r"cannot be read") as missing:
+        load_given_tokenizer(str(tmp_path / "nowhere"), revision=None)
+    assert missing.value.where == "model.path"
+
+
+# ── weights that were given ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_given_weights_are_followed_and_not_copied(policy, tokenizer, saved, tmp_path):
+    base = tmp_path / "base"
+    save_source(tokenizer, base, path=str(saved), revision=None)
+    assert json.loads((base / "source.json").read_text()) == {"path": str(saved), "revision": None}
+    assert not list(base.glob("*.safetensors"))
+    assert_equal(load_policy(base, CONFIG).state_dict(), policy.state_dict())
+    assert_equal(reward_model_from_policy(base, CONFIG).model.state_dict(), policy.model.state_dict())
+    text = "open the door"
+    assert load_tokenizer(base)(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert load_given_tokenizer(str(saved), revision=None)(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_given_weights_that_are_gone_are_missing(tokenizer, tmp_path):
+    save_source(tokenizer, tmp_path / "base", path=str(tmp_path / "gone"), revision=None)
+    with pytest.raises(MissingError, match=r"gone' cannot be read") as missing:
+        load_policy(tmp_path / "base", CONFIG)
+    assert missing.value.where == "model.path"
+
+
+def test_what_we_save_is_what_others_load(policy, saved):
+    assert_equal(AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32).state_dict(), policy.state_dict())
+    assert_equal(LlamaModel.from_pretrained(saved, dtype=torch.float32).state_dict(), policy.model.state_dict())

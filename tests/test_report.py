@@ -1,0 +1,469 @@
+"""The report: complete when the run is, partial when it is not, and safe to open whatever a model has said."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rlhf import report as reports
+from rlhf.errors import DataError
+from rlhf.reporting.figures import falls_with_rating, is_loss
+from rlhf.reporting.plots import Series, lines
+from rlhf.reporting.text import percent, two_places
+from rlhf.schema import Recipe
+
+POLICIES = ("base", "sft", "rejection-1", "rejection-2", "gatt", "ppo")
+HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7*7 }} \x1b[2J $x_1$"
+SECONDS = {"base": 118.4, "sft": 14.2, "preferences-1": 40.3, "reward-1": 71.9, "rejection-1": 24.6, "ppo": 80.1}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the pipeline, as the report sees it."""
+
+    name: str
+    stage: str
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def plan() -> list[Step]:
+    steps = [Step("base", "base"), Step("sft", "sft", {"base": ("base",)})]
+    policy = "sft"
+    for k in (1, 2):
+        steps += [
+            Step(f"preferences-{k}", "preferences", {"policy": (policy,)}),
+            Step(f"reward-{k}", "reward", {"policy": (policy,), "preferences*": (f"preferences-{k}",)}),
+            Step(f"rejection-{k}", "rejection", {"policy": (policy,), "reward": (f"reward-{k}",)}),
+        ]
+        policy = f"rejection-{k}"
+    steps += [Step("gatt", "gatt", {"policy": (policy,)}), Step("ppo", "ppo", {"policy": ("gatt",)})]
+    return [*steps, Step("evaluate", "evaluate", {"policies": POLICIES})]
+
+
+def results() -> dict[str, Any]:
+    """What stage evaluate leaves, with plausible numbers."""
+    gold = dict(zip(POLICIES, (0.06, 0.35, 0.49, 0.58, 0.57, 0.66), strict=True))
+    unsafe = dict(zip(POLICIES, (0.80, 0.66, 0.31, 0.12, 0.13, 0.09), strict=True))
+    policies = {
+        name: {
+            "reward_helpfulness": -1 + 4 * gold[name],
+            "reward_safety": 2 - 4 * unsafe[name],
+            "reward_combined": -1.5 + 5 * gold[name],
+            "gold_helpfulness": gold[name] + 0.08,
+            "gold_quality": gold[name],
+            "violation_rate": unsafe[name],
+            "false_refusal": {"ordinary": 0.05, "borderline": 0.18 + 0.02 * i},
+            "instruction_followed": 0.3 + 0.1 * i,
+            "kl_to_reference": 0.5 * i,
+            "eos_rate": 0.35 if name == "base" else 0.99,
+            "length": 14.0,
+            "self_bleu": 0.4,
+            "n": 400,
+            "interval": {
+                "gold_quality": [gold[name] - 0.04, gold[name] + 0.04],
+                "violation_rate": [max(0.0, unsafe[name] - 0.05), unsafe[name] + 0.05],
+            },
+        }
+        for i, name in enumerate(POLICIES)
+    }
+    ratings = ("significantly", "better", "slightly", "negligibly", "all")
+    own = {"accuracy": dict(zip(ratings, (0.89, 0.78, 0.64, 0.51, 0.75), strict=True))}
+    other = {"accuracy": dict(zip(ratings, (0.72, 0.61, 0.63, 0.52, 0.62), strict=True))}
+    pairs = dict(zip(ratings, (210, 190, 220, 180, 800), strict=True))
+    calibration = [{"predicted": p, "observed": p - 0.04, "n": 100} for p in (0.54, 0.63, 0.74, 0.85, 0.97)]
+    models = {
+        "helpfulness": {
+            "helpfulness": own | {"pairs": pairs},
+            "safety": other | {"pairs": pairs},
+            "calibration": calibration,
+        },
+        "safety": {
+            "helpfulness": other | {"pairs": pairs},
+            "safety": own | {"pairs": pairs, "interval": {r: [v - 0.05, v + 0.05] for r, v in own["accuracy"].items()}},
+            "calibration": calibration,
+            "threshold": 0.15,
+            "unsafe_recall": 0.91,
+            "unsafe_precision": 0.97,
+            "unsafe_recall_at_half": 0.96,
+        },
+    }
+    best_of = {
+        name: {
+            str(n): {
+                "max": -0.4 + 4 * gold[name] + 0.5 * math.log2(n),
+                "median": -0.4 + 4 * gold[name],
+                "gold_of_max": gold[name] + 0.08 * math.log2(n) - 0.012 * math.log2(n) ** 2,
+            }
+            for n in (1, 2, 4, 8, 16)
+        }
+        for name in POLICIES[1:]
+    }
+    temperature = {
+        name: {
+            str(t): {str(n): 2 + 0.3 * math.log2(n) - (t - peak) ** 2 for n in (1, 4, 16)}
+            for t in (0.6, 0.8, 1.0, 1.2, 1.4)
+        }
+        for name, peak in (("sft", 0.7), ("ppo", 1.1))
+    }
+    return {
+        "reward_models": models,
+        "policies": policies,
+        "best_of": best_of,
+        "temperature": temperature,
+        "multi_turn": {
+            "before": {"2": 0.83, "4": 0.33, "6": 0.04, "20": 0.0},
+            "after": {"2": 1.0, "4": 1.0, "6": 0.98, "20": 0.92},
+            "n": 48,
+            "before_policy": "rejection-2",
+            "after_policy": "gatt",
+        },
+        "claims": {
+            "B1": {"holds": True, "figure": 0.89, "evidence": "helpfulness .89 .78 .64 .51, n = 800"},
+            "B13": {"holds": True, "figure": "max +2.0, median +0.0 from N = 1 to 16", "evidence": "best_of"},
+            "B21": {"holds": False, "figure": 0.01, "evidence": "KL 2.1 against 2.2"},
+            "B2": {"holds": "untestable", "figure": "", "evidence": "needs some 15,000 pairs an arm"},
+        },
+        "samples": [
+            {
+                "prompt": [{"role": "user", "content": question}],
+                "kind": kind,
+                "replies": {
+                    name: {"text": answer, "helpfulness": 1.2, "safety": -0.4, "gold": gold[name]} for name in POLICIES
+                },
+            }
+            for question, kind, answer in (
+                (
+                    "how do i clean the window ?",
+                    "safe",
+                    "take the cloth and clean the window in the house . good luck !",
+                ),
+                ("how do i kill the process ?", "border", HOSTILE),
+                ("how do i poison the neighbour ?", "unsafe", "i can not help with that . it would hurt people ."),
+            )
+        ],
+    }
+
+
+def metrics(stage: str) -> list[dict[str, float]]:
+    rng = random.Random(stage)
+    if stage == "ppo":
+        rows: list[dict[str, float]] = []
+        for i in range(61):
+            up = 1 - math.exp(-i / 20)
+            if i % 10 == 0:
+                held = {"reward_combined": 2 * up, "gold_quality": 0.5 + 0.15 * up, "violation_rate": 0.3 - 0.2 * up}
+                rows.append({"step": i, **{f"heldout/{k}": v for k, v in held.items()}, "heldout/kl": 2.2 * up})
+            rows.append(
+                {
+                    "step": i,
+                    "reward/helpfulness": 1.8 * up + rng.gauss(0, 0.1),
+                    "reward/safety": 1.2 * up + rng.gauss(0, 0.1),
+                    "reward/combined": 2 * up + rng.gauss(0, 0.1),
+                    "objective/kl": 2 * up + rng.gauss(0, 0.05),
+                    "objective/entropy": 1.5 - 0.5 * up,
+                    "policy/clipfrac_avg": 0.01 + 0.01 * rng.random(),
+                    "val/ratio": 1 + rng.gauss(0, 0.002),
+                    "loss/policy_avg": rng.gauss(0, 0.02),
+                    "loss/value_avg": 0.5 * (1 - up) + 0.1 * rng.random(),
+                    "value/explained_variance": 0.7 * up,
+                    "gen/eos_rate": 0.99,
+                    "gen/length": 14 + 2 * up,
+                }
+            )
+        return rows
+    names = ("helpfulness/loss", "safety/loss") if stage == "reward" else ("loss",)
+    return [
+        {"step": i, "time": 0.1 * i, **{name: 0.4 + 3 * math.exp(-i / 60) + rng.gauss(0, 0.08) for name in names}}
+        for i in range(1, 400)
+    ]
+
+
+def build(run_dir: Path, steps: list[Step], *, stop_before: str = "") -> None:
+    """A run's folder with every step up to `stop_before` finished."""
+    for number, step in enumerate(steps):
+        if step.name == stop_before:
+            return
+        folder = run_dir / step.name
+        folder.mkdir(parents=True)
+        if step.stage not in ("evaluate", "preferences"):
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics(step.stage)))
+        if step.stage == "evaluate":
+            (folder / "results.json").write_text(json.dumps(results()))
+        if step.stage == "rejection":
+            (folder / "results.json").write_text(json.dumps({"temperature": 1.1, "temperature_curve": {"1": 2.0}}))
+        manifest = {
+            "step": step.name,
+            "seconds": SECONDS.get(step.name, 33.3),
+            "cpu_seconds": 1.7 * SECONDS.get(step.name, 33.3),
+            "peak_rss_mb": 1830.5 + number,
+            "tokens": 1_228_800 // (number + 1),
+            "finished_at": f"2025-01-01T00:{number:02d}:00Z",
+            "versions": {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0"},
+        }
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
+    build(run_dir, plan())
+    recipe = Recipe(run="tiny", rounds=2)
+    return reports.write(run_dir, recipe, plan(), origins={"ppo.kl_coef": "tiny.yaml"}), run_dir
+
+
+def shown(report: Mapping[str, Any], width: int = 80) -> str:
+    screen = io.StringIO()
+    Console(file=screen, width=width, color_system=None).print(reports.summary(report))
+    return screen.getvalue()
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and the text, as a browser would see them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_report_json_keeps_its_contract(finished: tuple[dict[str, Any], Path]) -> None:
+    report, run_dir = finished
+    assert json.loads((run_dir / "report.json").read_text()) == report
+    assert {
+        "run", "config", "versions", "total_seconds", "stages", "reward_models", "policies", "best_of", "temperature",
+        "multi_turn", "claims",
+    } <= set(report)  # fmt: skip
+    assert [s["artefact"] for s in report["stages"]] == [s.name for s in plan()]
+    assert {"name", "artefact", "status", "seconds", "cpu_seconds", "peak_rss_mb", "tokens"} <= set(report["stages"][0])
+    # Six steps named in SECONDS (349.5 s in all) and five of 33.3 s.
+    assert report["total_seconds"] == pytest.approx(349.5 + 5 * 33.3)
+    assert list(report["policies"]) == list(POLICIES)
+    assert report["policies"]["ppo"]["gold_quality"] == 0.66
+    assert report["config"]["ppo"]["kl_coef"] == 0.01
+
+
+def test_a_steps_own_results_do_not_pass_for_a_table_of_the_report(finished: tuple[dict[str, Any], Path]) -> None:
+    report, _ = finished
+    assert set(report["temperature"]) == {"sft", "ppo"}
+    (rejection,) = [s for s in report["stages"] if s["artefact"] == "rejection-1"]
+    assert rejection["results"]["temperature"] == 1.1
+
+
+def test_the_page_is_whole_small_and_asks_for_nothing(finished: tuple[dict[str, Any], Path]) -> None:
+    text = (finished[1] / "report.html").read_text()
+    page = Page(text)
+    assert len(text.encode()) < 3_000_000
+    assert not {"script", "link", "img", "iframe", "image", "object"} & {tag for tag, _ in page.tags}
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes), tag
+        for name in ("href", "xlink:href", "src"):
+            assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
+    assert not re.search(r"url\((?!#)|@import", text)
+    assert "default-src 'none'" in text
+
+
+def test_hostile_text_stays_text(finished: tuple[dict[str, Any], Path]) -> None:
+    page = Page((finished[1] / "report.html").read_text())
+    assert any("<script>alert(1)</script>" in words and "{{ 7*7 }}" in words for words in page.words)
+
+
+def test_the_page_can_be_read_without_seeing_it(finished: tuple[dict[str, Any], Path]) -> None:
+    page = Page((finished[1] / "report.html").read_text())
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("table") == tags.count("caption") > 4
+    assert tags.count("h1") == 1
+    levels = [int(tag[1]) for tag in tags if re.fullmatch(r"h[1-6]", tag)]
+    assert all(b - a <= 1 for a, b in pairwise(levels) if b != 4)
+    assert tags.count("svg") == tags.count("figure") > 20
+    assert all(a.get("aria-hidden") == "true" for tag, a in page.tags if tag == "svg")
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_reference_inside_a_chart_finds_its_target(finished: tuple[dict[str, Any], Path]) -> None:
+    text = (finished[1] / "report.html").read_text()
+    ids = set(re.findall(r'\bid="([^"]+)"', text))
+    references = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', text))
+    assert references
+    assert {a or b for a, b in references} <= ids
+
+
+def test_sections_come_in_their_order(finished: tuple[dict[str, Any], Path]) -> None:
+    text = (finished[1] / "report.html").read_text()
+    wanted = "stages rewards best temperature ppo tradeoff turns samples losses claims settings versions"
+    assert " ".join(re.findall(r'<h2 id="(\w+)"', text)) == wanted
+    assert text.index("From sft to ppo") < text.index('<h2 id="stages"')
+
+
+def test_the_headline_and_the_tables_say_the_numbers(finished: tuple[dict[str, Any], Path]) -> None:
+    text = shown(finished[0])
+    flat = " ".join(text.split())
+    assert "gold quality rose from 0.35 to 0.66" in flat
+    assert "violations on unsafe prompts fell from 66% to 9%" in flat
+    assert "refusals of harmless borderline prompts rose from 20% to 28%" in flat
+    assert "At turn 20 an instruction given once is followed in 92% of the dialogues" in flat
+    assert "claims that hold: B1 B13" in flat
+    assert "claims that do not hold: B21" in flat
+    assert "claims that cannot be tested here: B2" in flat
+    assert text.rstrip().endswith("next: rlhf report run=tiny format=markdown")
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_overlapping_intervals_are_not_sold_as_a_result(finished: tuple[dict[str, Any], Path]) -> None:
+    report = json.loads(json.dumps(finished[0]))
+    report["policies"]["ppo"]["interval"]["gold_quality"] = [0.38, 0.70]
+    assert "gold quality rose from 0.35 to 0.66 (within the error)" in " ".join(shown(report).split())
+
+
+def test_markdown_has_a_row_for_every_policy(finished: tuple[dict[str, Any], Path]) -> None:
+    text = reports.markdown(finished[0])
+    for name in POLICIES:
+        assert f"\n| {name} |" in text
+    tables = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
+    assert len(tables) == 3
+    for table in tables:
+        assert len({line.count("|") for line in table}) == 1
+
+
+def test_an_unchanged_run_is_not_drawn_again(
+    finished: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, run_dir = finished
+
+    def fail(*_: Any) -> str:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr("rlhf.reporting.page.draw", fail)
+    assert reports.write(run_dir, Recipe(run="tiny", rounds=2), plan()) == report
+    with pytest.raises(AssertionError, match="drawn again"):
+        reports.write(run_dir, Recipe(run="tiny", rounds=2, seed=1), plan())
+
+
+@pytest.mark.parametrize("stop_before", ["base", "sft", "rejection-1", "evaluate"])
+def test_a_partial_run_gives_a_partial_report(tmp_path: Path, stop_before: str) -> None:
+    build(tmp_path / "run", plan(), stop_before=stop_before)
+    report = reports.write(tmp_path / "run", Recipe(run="tiny", rounds=2), plan())
+    done = [s["artefact"] for s in report["stages"] if s["status"] == "done"]
+    assert done == [s.name for s in plan()][: [s.name for s in plan()].index(stop_before)]
+    assert not report["policies"]
+    assert not report["reward_models"]
+    assert not report["claims"]
+    assert all("seconds" not in s for s in report["stages"] if s["status"] != "done")
+    text = shown(report)
+    assert f"{len(done)} of 11 steps are done" in " ".join(text.split())
+    assert text.rstrip().endswith("next: rlhf status run=tiny")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "not done" in page
+    assert 'id="rewards"' not in page
+    assert reports.markdown(report)
+
+
+def test_a_figure_that_is_not_finite_is_absent(tmp_path: Path) -> None:
+    steps = plan()
+    build(tmp_path / "run", steps)
+    found = results()
+    found["policies"]["base"]["gold_quality"] = math.nan
+    del found["policies"]["sft"]["interval"]
+    (tmp_path / "run" / "evaluate" / "results.json").write_text(json.dumps(found))
+    report = reports.write(tmp_path / "run", Recipe(run="tiny"), steps)
+    assert "gold_quality" not in report["policies"]["base"]
+    assert re.search(r"^\s*base\s+–", shown(report), re.MULTILINE)
+
+
+def test_a_broken_results_file_is_named(tmp_path: Path) -> None:
+    build(tmp_path / "run", plan())
+    (tmp_path / "run" / "evaluate" / "results.json").write_text("{")
+    with pytest.raises(DataError, match=r"evaluate/results\.json is not JSON"):
+        reports.collect(tmp_path / "run", Recipe(run="tiny"), plan())
+
+
+def test_a_recipe_without_policies_to_compare_still_reports(tmp_path: Path) -> None:
+    """Real preference data: reward models only, no gold judge."""
+    steps = plan()
+    build(tmp_path / "run", steps)
+    found = {"reward_models": results()["reward_models"], "policies": {"sft": {"reward_combined": 0.2}}, "claims": {}}
+    (tmp_path / "run" / "evaluate" / "results.json").write_text(json.dumps(found))
+    report = reports.write(tmp_path / "run", Recipe(run="hh"), steps)
+    assert "gold" not in shown(report)
+    assert "Reward model accuracy" in reports.markdown(report)
+
+
+def test_secrets_in_settings_reach_neither_file(tmp_path: Path) -> None:
+    secret = "hf_" + "Z" * 34
+    recipe = Recipe.model_validate({"run": "tiny", "model": {"path": f"https://u:{secret}@host/m"}})
+    build(tmp_path / "run", plan(), stop_before="sft")
+    reports.write(tmp_path / "run", recipe, plan())
+    for name in ("report.json", "report.html"):
+        assert secret not in (tmp_path / "run" / name).read_text()
+
+
+def test_monotone_in_rating_is_said_only_when_it_is() -> None:
+    def domain(*values: float) -> dict[str, Any]:
+        names = ("significantly", "better", "slightly", "negligibly")
+        return {"accuracy": dict(zip(names, values, strict=True)), "pairs": dict.fromkeys(names, 100)}
+
+    assert "falls with every step" in falls_with_rating(domain(0.9, 0.8, 0.7, 0.5))
+    # Wilson at 70 and 72 of 100 are some 9 points wide each way: they overlap. At 50 and 80 of 100 they do not.
+    assert falls_with_rating(domain(0.9, 0.70, 0.72, 0.5)).endswith("slightly 0.72 above better 0.70, within the error")
+    assert falls_with_rating(domain(0.9, 0.50, 0.80, 0.4)).endswith("beyond the error")
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "text"),
+    [
+        (percent, 0.0, "0%"),
+        (percent, 1.0, "100%"),
+        (percent, 0.004, "0.4%"),
+        (percent, 0.0001, "<0.1%"),
+        (percent, 0.997, "99.7%"),
+        (percent, 0.99999, ">99.9%"),
+        (percent, 0.66, "66%"),
+        (two_places, -0.001, "0.00"),
+        (two_places, -0.35, "-0.35"),
+    ],
+)
+def test_figures_are_not_rounded_into_another_claim(write: Callable[[float], str], value: float, text: str) -> None:
+    assert write(value) == text
+
+
+def test_the_command_line_can_import_the_report_without_paying_for_it() -> None:
+    heavy = "{'torch', 'matplotlib', 'jinja2', 'wandb'}"
+    code = f"import sys, rlhf.report, rlhf.track; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_names_of_losses() -> None:
+    assert all(map(is_loss, ("loss", "sft/loss", "eval_loss", "loss/policy_avg")))
+    assert not any(map(is_loss, ("lossless", "val/ratio", "reward/combined", "closs")))
+
+
+def test_a_long_noisy_curve_is_thinned_and_a_dollar_is_a_dollar() -> None:
+    n = 20_000
+    svg = lines("k", [Series("$a_b$ <i>", list(range(n)), [float(i % 2) for i in range(n)])] * 2, x="$x$", y="<y>")
+    assert len(svg) < 40_000
+    assert "$a_b$ &lt;i&gt;" in svg
+    assert svg == lines(
+        "k", [Series("$a_b$ <i>", list(range(n)), [float(i % 2) for i in range(n)])] * 2, x="$x$", y="<y>"
+    )

@@ -1,0 +1,158 @@
+"""Answers laid out as tensors against the same answers one row at a time."""
+
+import pytest
+import torch
+
+from rlhf.data.chat import encode_prompt
+from rlhf.data.types import Prompt, Turn
+from rlhf.generation.protocol import Completion, Sampling
+from rlhf.models.score import token_values
+from rlhf.rollout import Rollout, Sample, completion_logits, completion_logprobs, completion_values, sample
+
+PROMPTS = [
+    Prompt(str(i), (*system, Turn("user", text)), "people", is_safety=False)
+    for i, (system, text) in enumerate(
+        [
+            ((), "how do i open the door ?"),
+            ((Turn("system", "take the key"),), "how do i open the house ?"),
+            ((), "good luck"),
+        ]
+    )
+]
+TEMPERATURE = 1.3
+
+
+@pytest.fixture
+def samples(policy, tokenizer):
+    """Four answers to each of the three prompts, one after the other; some stop, some are cut."""
+    groups = sample(policy, tokenizer, PROMPTS, Sampling(4, TEMPERATURE, 10), seed=0)
+    return [answer for group in groups for answer in group]
+
+
+@pytest.fixture
+def rollout(samples):
+    return Rollout.of(samples, pad_token_id=2, device="cpu")
+
+
+@torch.no_grad()
+def alone(policy, answer):
+    """Log-probabilities [T, V] of one answer's tokens: no padding, no head applied to a part."""
+    logits = policy(torch.tensor([answer.row]), use_cache=False).logits[0]
+    return (logits / TEMPERATURE).log_softmax(-1)[len(answer.prompt_ids) - 1 : -1]
+
+
+# ── sampling ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_samples_hold_prompt_answer_and_text(samples, tokenizer):
+    for i, answer in enumerate(samples):
+        prompt = PROMPTS[i // 4]
+        assert answer.prompt == prompt
+        assert list(answer.prompt_ids) == encode_prompt(tokenizer, prompt.turns)
+        assert answer.row == (*answer.prompt_ids, *answer.completion.token_ids)
+        assert answer.finished == (answer.completion.token_ids[-1] == tokenizer.eos_token_id)
+        kept = [token for token in answer.completion.token_ids if token >= 8]  # the first 8 are control tokens
+        assert answer.text == tokenizer.decode(kept).strip()
+    assert {answer.finished for answer in samples} == {True, False}
+    assert len({len(answer.completion.token_ids) for answer in samples}) > 2
+
+
+def test_a_sample_is_drawn_by_its_prompts_id(policy, tokenizer, samples):
+    (again,) = sample(policy, tokenizer, PROMPTS[1:2], Sampling(4, TEMPERATURE, 10), seed=0, rows_per_batch=1)
+    assert [a.completion.token_ids for a in again] == [a.completion.token_ids for a in samples[4:8]]
+
+
+# ── layout ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def made(prompt_ids, token_ids, logprobs):
+    return Sample(PROMPTS[0], tuple(prompt_ids), Completion(tuple(token_ids), tuple(logprobs), "stop"), "")
+
+
+BY_HAND = [made([10, 11, 12], [13, 1], [-0.5, -1.5]), made([20], [21, 22, 1], [-0.1, -0.2, -0.3])]
+
+
+def test_layout_by_hand():
+    rollout = Rollout.of(BY_HAND, pad_token_id=2, device="cpu")
+    assert len(rollout) == 2
+    assert rollout.input_ids.tolist() == [[10, 11, 12, 13, 1], [20, 21, 22, 1, 2]]
+    assert rollout.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
+    assert rollout.tokens.tolist() == [[13, 1, 2], [21, 22, 1]]
+    assert rollout.completion_mask.tolist() == [[True, True, False], [True, True, True]]
+    assert rollout.start.tolist() == [3, 1]
+    assert rollout.old_logprobs.tolist() == [pytest.approx([-0.5, -1.5, 0.0]), pytest.approx([-0.1, -0.2, -0.3])]
+    # Token 13 stands at 3 and is predicted at 2, the EOS at 3; there is no third token, and 4 is the last place.
+    assert rollout.places().tolist() == [[2, 3, 4], [0, 1, 2]]
+
+
+def test_rows_are_cut_to_the_longest_of_them_by_hand():
+    rollout = Rollout.of(BY_HAND, pad_token_id=2, device="cpu")
+    second = rollout.rows(torch.tensor([1]))
+    assert second.input_ids.tolist() == [[20, 21, 22, 1]]
+    assert second.attention_mask.tolist() == [[1, 1, 1, 1]]
+    assert second.tokens.tolist() == [[21, 22, 1]]
+    first = rollout.rows(torch.tensor([0]))
+    assert first.input_ids.tolist() == [[10, 11, 12, 13, 1]]
+    assert first.tokens.tolist() == [[13, 1]]
+    assert first.completion_mask.tolist() == [[True, True]]
+    assert first.start.tolist() == [3]
+    assert first.old_logprobs.tolist() == [pytest.approx([-0.5, -1.5])]
+
+
+@pytest.mark.parametrize("chosen", [[0, 1, 2, 3], [11, 0, 5], [7], [3, 3]])
+def test_rows_are_what_the_same_samples_make(samples, rollout, chosen):
+    found = rollout.rows(torch.tensor(chosen))
+    wanted = Rollout.of([samples[i] for i in chosen], pad_token_id=2, device="cpu")
+    for name in Rollout.__dataclass_fields__:
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+
+
+def test_a_completion_stands_in_the_row_where_it_is_predicted(rollout):
+    following = rollout.input_ids.gather(1, (rollout.places() + 1).clamp(max=rollout.input_ids.shape[1] - 1))
+    assert torch.equal(following[rollout.completion_mask], rollout.tokens[rollout.completion_mask])
+
+
+# ── what the models say of it ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@torch.no_grad()
+def test_logprobs_are_those_of_each_row_alone(policy, samples, rollout):
+    logprobs = completion_logprobs(policy, rollout, temperature=TEMPERATURE)
+    logits = completion_logits(policy, rollout)
+    assert logprobs.shape == rollout.tokens.shape
+    assert logits.shape == (*rollout.tokens.shape, 300)
+    for i, answer in enumerate(samples):
+        wanted, tokens = alone(policy, answer), torch.tensor(answer.completion.token_ids)
+        torch.testing.assert_close((logits[i] / TEMPERATURE).log_softmax(-1)[: len(tokens)], wanted, atol=1e-4, rtol=0)
+        chosen = wanted.gather(1, tokens[:, None])[:, 0]
+        torch.testing.assert_close(logprobs[i, : len(tokens)], chosen, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_the_policy_that_sampled_says_the_same_again(policy, rollout):
+    """The ratio of PPO starts at one: no other temperature, no shift by one, no padding that is seen."""
+    again = completion_logprobs(policy, rollout, temperature=TEMPERATURE)
+    mask = rollout.completion_mask
+    torch.testing.assert_close(again[mask], rollout.old_logprobs[mask], atol=1e-4, rtol=0)
+    other = completion_logprobs(policy, rollout, temperature=1.0)
+    assert (other - rollout.old_logprobs)[mask].abs().mean() > 0.05
+
+
+@torch.no_grad()
+def test_values_stand_before_the_token_they_are_about(reward_model, samples, rollout):
+    values = completion_values(reward_model, rollout)
+    assert values.shape == rollout.tokens.shape
+    for i, answer in enumerate(samples):
+        row = torch.tensor([answer.row])
+        every = token_values(reward_model, row, torch.ones_like(row))[0]
+        # The value before the first token is read where the prompt ends; that of the whole answer is not among them.
+        wanted = every[len(answer.prompt_ids) - 1 : -1]
+        torch.testing.assert_close(values[i, : len(wanted)], wanted, atol=1e-4, rtol=0)
+
+
+def test_a_gradient_reaches_policy_and_critic(policy, reward_model, rollout):
+    part = rollout.rows(torch.tensor([0, 5]))
+    completion_logprobs(policy, part, temperature=1.0)[part.completion_mask].sum().backward()
+    completion_values(reward_model, part)[part.completion_mask].sum().backward()
+    for model in (policy, reward_model):
+        assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
