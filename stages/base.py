@@ -60,7 +60,8 @@ def token_stream(tokenizer, texts: list[str], *, seed: int) -> list[int]:
     """All texts, shuffled, one after the other, each begun by BOS and ended by EOS."""
     order = list(texts)
     random.Random(seed).shuffle(order)
-    encoded = tokenizer(order, add_special_tokens=False)["input_ids"]
+    # verbose=False: it would warn that a book is longer than the context, which rows_of cuts it to.
+    encoded = tokenizer(order, add_special_tokens=False, verbose=False)["input_ids"]
     return [token for ids in encoded for token in (tokenizer.bos_token_id, *ids, tokenizer.eos_token_id)]
 
 

@@ -4,13 +4,13 @@ import hashlib
 import random
 
 import torch
+from torch import Tensor
 
 from rlhf.data import feed
 from rlhf.data import pool as pools
 from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.data.pool import PoolEntry
 from rlhf.data.types import Dialogue, Prompt, Turn
-from rlhf.evaluation.curves import expected_max_curve
 from rlhf.finetune import fine_tune
 from rlhf.generation.protocol import Sampling
 from rlhf.models.load import load_policy, load_tokenizer, save
@@ -48,22 +48,36 @@ def run(job: Job) -> None:
 
 
 def tune_temperature(job, policy, tokenizer, rewards) -> tuple[float, dict[str, float]]:
-    """The temperature whose best of K scores highest on held-out prompts; it moves from round to round (Fig 8)."""
-    config = job.config
+    """The temperature whose best of K scores highest on held-out prompts; it moves from round to round (Fig 8).
+
+    Of temperatures that cannot be told apart, the lowest (ours): hotter samples are further from what the reward models
+    were trained on.
+    """
+    config, k = job.config, job.config.samples_per_prompt
     if len(config.temperatures) == 1:
         return config.temperatures[0], {}
     prompts = training_prompts(job, held_out=True, count=config.temperature_prompts)
-    curve = {}
-    for temperature in config.temperatures:
-        sampling = Sampling(config.samples_per_prompt, temperature, config.max_new_tokens)
+    best: dict[float, Tensor] = {}  # by temperature, for every prompt the score of its best sample
+    for temperature in sorted(config.temperatures):
+        sampling = Sampling(k, temperature, config.max_new_tokens)
         groups = sample(policy, tokenizer, prompts, sampling, seed=job.seed_of("temperature"))
         scores = torch.tensor(scored(job, rewards, [s for group in groups for s in group]))
-        grouped = scores.view(len(prompts), config.samples_per_prompt)
-        curve[f"{temperature:g}"] = expected_max_curve(grouped, [config.samples_per_prompt])[config.samples_per_prompt]
-    best = max(config.temperatures, key=lambda t: curve[f"{t:g}"])
+        best[temperature] = scores.view(len(prompts), k).amax(-1)
+    chosen = lowest_as_good(best)
+    curve = {f"{t:g}": values.mean().item() for t, values in best.items()}
     shown = ", ".join(f"{t}: {value:.2f}" for t, value in curve.items())
-    job.track.say(f"best of {config.samples_per_prompt} by temperature {{{shown}}}: {best:g}")
-    return best, curve
+    job.track.say(f"best of {k} by temperature {{{shown}}}: {chosen:g}")
+    return chosen, curve
+
+
+def lowest_as_good(best: dict[float, Tensor]) -> float:
+    """The lowest key whose values are, prompt by prompt, within one standard error of those of the highest mean."""
+    top = max(best, key=lambda t: best[t].mean().item())
+    for t in sorted(best):
+        gap = best[top] - best[t]
+        if gap.mean() <= gap.std() / len(gap) ** 0.5:
+            return t
+    return top
 
 
 def training_prompts(job, *, held_out: bool, count: int) -> list[Prompt]:
