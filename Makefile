@@ -4,11 +4,12 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: install run test check bench
+.PHONY: install run test check
 
 install: $(STAMP)
 
-# torch first and by its exact version: asked for by range, it brings gigabytes of CUDA to a machine without a GPU.
+# torch first and by its exact version, so that an index that serves a CPU build under that version can be used.
+# Elsewhere it brings gigabytes of CUDA to a machine without a GPU: name an index of CPU builds in PIP_EXTRA_INDEX_URL.
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade pip
@@ -27,6 +28,3 @@ check: install
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	$(PYTHON) -m pytest -m "not slow"
-
-bench: install
-	$(PYTHON) benchmarks/generation.py

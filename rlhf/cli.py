@@ -6,6 +6,7 @@ Nothing here imports torch, and nothing that only some commands need is imported
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -212,7 +213,8 @@ def run(request: Request) -> int:
 
         from rlhf.report import summary
 
-        Console().print(summary(outcome.report))
+        words = shlex.join(["rlhf", "report", *loaded.arguments, "format=markdown"])
+        Console().print(summary(outcome.report, next_command=words))
     print(f"report: {shown(loaded.run_dir / 'report.html')}")
     return 0
 

@@ -198,7 +198,12 @@ def explain(error: ValidationError, given: Given) -> ConfigError:
         return ConfigError(f"{name} has no default and must be given", where=where)
     message = problem["msg"].removeprefix("Value error, ")
     if kind == "value_error":  # a validator of ours, which shows the values itself
+        # Between sections it names both settings; of two places, the command line is the likelier cause.
+        named = [place for word in message.split() if "." in word and (place := given.place(word))]
+        where = where or max(named, key=lambda place: place.startswith("given"), default=None)
         return ConfigError(f"{name}: {message}" if name else message, where=where)
+    if kind == "too_short":
+        return ConfigError(f"{name}: must have at least one entry (got {got})", where=where)
     hints = []
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         message = "must be a group of settings"
@@ -221,4 +226,5 @@ def unknown(name: str, where: str | None, detail: str | None = None) -> ConfigEr
 
 
 def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type's name if it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

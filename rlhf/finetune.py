@@ -1,4 +1,4 @@
-"""Dialogues to a fine-tuned policy: what sft, rejection, gatt and distillation have in common (3.1)."""
+"""Dialogues to a fine-tuned policy: what sft, rejection and gatt have in common (3.1)."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ def fine_tune(
     length = job.recipe.model.max_length
     rows = []
     for dialogue in dialogues:
-        encoded = encode_dialogue(tokenizer, dialogue.turns)
+        where = f"{job.name}, dialogue {dialogue.id} of {dialogue.source}"
+        encoded = encode_dialogue(tokenizer, dialogue.turns, where=where)
         if len(encoded.input_ids) > length:
             raise DataError(
-                f"dialogue {dialogue.id} has {len(encoded.input_ids)} tokens, the context holds {length}",
-                where=f"{job.name}, source {dialogue.source}",
+                f"{len(encoded.input_ids)} tokens, the context holds {length}",
+                where=where,
                 hints=["raise model.max_length", "or leave such dialogues out of the data"],
             )
         train_on: TrainOn = "last_answer" if dialogue.id in last_answer_only else "all_answers"

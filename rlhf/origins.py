@@ -39,6 +39,7 @@ def settings(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, Fie
 
 
 def is_section(name: str) -> bool:
+    """Whether `name` is a group of settings: `ppo`, `model`."""
     return any(setting.startswith(f"{name}.") for setting in known_settings())
 
 

@@ -221,7 +221,8 @@ def make(step: Step, recipe: Recipe, run_dir: Path, decision: Decision, journal:
             config = about["config"]
             with Tracker(out, run=recipe.run, step=step.name, wandb_mode=mode, config=config, fingerprint=key) as track:
                 run(Job(step.name, step.round, recipe, section, seed, reads, out, track))
-            about |= {**meter.figures(), **_facts(out), "seeds": {"recipe": recipe.seed, "step": seed}}
+            about |= {**meter.figures(), "tokens": track.tokens or None, "template": _template(out)}
+            about |= {"seeds": {"recipe": recipe.seed, "step": seed}}
             about |= {"versions": versions(), "git_commit": git_commit()}
     except BaseException as error:
         message = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
@@ -238,13 +239,10 @@ def make(step: Step, recipe: Recipe, run_dir: Path, decision: Decision, journal:
     return about
 
 
-def _facts(out: Path) -> dict[str, Any]:
-    """What only the stage knows: how many tokens it saw (from its results.json), and its chat template's digest."""
-    tokens = None
-    with suppress(OSError, ValueError, AttributeError):
-        tokens = json.loads((out / "results.json").read_text(encoding="utf-8")).get("tokens")
+def _template(out: Path) -> str | None:
+    """The digest of the chat template of the stage's model, if it made one."""
     templates = sorted(out.rglob("chat_template.jinja"))
-    return {"tokens": tokens, "template": fingerprint.file_digest(templates[0]) if templates else None}
+    return fingerprint.file_digest(templates[0]) if templates else None
 
 
 def _accept(step: Step, run_dir: Path) -> None:

@@ -5,7 +5,7 @@ Letters: B rows, K completions a prompt, T completion tokens, S whole sequence, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.chat import decode_completion, encode_prompt
 from rlhf.data.types import Prompt
+from rlhf.errors import DataError
+from rlhf.functional.kl import exact_kl
 from rlhf.functional.logprobs import chosen_logprobs
 from rlhf.generation.protocol import Completion, Sampling
 from rlhf.generation.transformers import generate
@@ -47,9 +49,15 @@ def sample(
     *,
     seed: int,
     rows_per_batch: int = 256,
+    advance: Callable[[int], None] | None = None,
 ) -> list[list[Sample]]:
-    """K answers to every prompt, in the order given."""
+    """K answers to every prompt, in the order given; `advance` is told how many prompts each batch answered.
+
+    Raises:
+        DataError: if a prompt and the longest answer to it do not fit into the context.
+    """
     ids = [encode_prompt(tokenizer, prompt.turns) for prompt in prompts]
+    _check_room(policy, prompts, ids, sampling)
     answers = generate(
         policy,
         ids,
@@ -59,11 +67,27 @@ def sample(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         rows_per_batch=rows_per_batch,
+        advance=advance,
     )
     return [
         [Sample(prompt, tuple(row), answer, decode_completion(tokenizer, answer.token_ids)) for answer in group]
         for prompt, row, group in zip(prompts, ids, answers, strict=True)
     ]
+
+
+def _check_room(
+    policy: PreTrainedModel, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]], sampling: Sampling
+) -> None:
+    """DataError if a prompt and its answer might not fit into the context: positions beyond it were never trained."""
+    limit = policy.config.max_position_embeddings
+    for prompt, row in zip(prompts, ids, strict=True):
+        longest = sampling.max_new_tokens
+        if len(row) + longest > limit:
+            raise DataError(
+                f"a prompt of {len(row)} tokens and an answer of {longest} exceed the context of {limit}",
+                where=f"prompt {prompt.id} of {prompt.source}",
+                hints=["leave such prompts out", "lower max_new_tokens", "or raise model.max_length"],
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,3 +160,17 @@ def completion_values(critic: PreTrainedModel, rollout: Rollout) -> Tensor:
     """[B, T] the critic's estimate before each completion token is chosen."""
     values = token_values(critic, rollout.input_ids, rollout.attention_mask)
     return values.gather(1, rollout.places())
+
+
+@torch.no_grad()
+def mean_kl(
+    policy: PreTrainedModel, reference: PreTrainedModel, samples: Sequence[Sample], *, pad_token_id: int
+) -> float:
+    """Mean over answers of KL(policy || reference) in nats, summed over tokens and exact over the vocabulary."""
+    rollout = Rollout.of(samples, pad_token_id=pad_token_id, device=policy.device)
+    total = 0.0
+    for index in torch.split(torch.arange(len(rollout)), 64):
+        part = rollout.rows(index)
+        kl = exact_kl(completion_logits(policy, part), completion_logits(reference, part), part.completion_mask)
+        total += kl.sum().item()
+    return total / len(rollout)

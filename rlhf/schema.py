@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 STAGES = ("base", "sft", "preferences", "reward", "rejection", "gatt", "ppo", "evaluate")
+MICROWORLD = "microworld"
+KINDS = ("safe", "border", "unsafe")
+"""What a prompt of the micro-world can be."""
 
 
 class Section(BaseModel):
@@ -57,6 +60,14 @@ class AdamW(Section):
     max_grad_norm: Rate = paper(1.0, "2.2", "gradients are clipped to this norm")
     microbatch_size: Positive | None = ours(None, "rows per forward on one device", "memory only, no effect on numbers")
 
+    @model_validator(mode="after")
+    def _microbatches(self) -> Self:
+        name = "minibatch_size" if hasattr(self, "minibatch_size") else "batch_size"
+        rows = getattr(self, name, None)
+        if rows and self.microbatch_size and rows % self.microbatch_size:
+            raise ValueError(f"{name} ({rows}) must be a multiple of microbatch_size ({self.microbatch_size})")
+        return self
+
 
 class FineTune(AdamW):
     """Supervised fine-tuning, shared by sft, rejection and gatt ('similar to SFT', 3.2.3)."""
@@ -74,10 +85,14 @@ class ModelConfig(Section):
 
     path: str | None = ours(None, "hub id or folder; none: train a small Llama from scratch", "no honest default")
     revision: str | None = ours(None, "commit of a hub model", "newest")
-    dtype: Literal["float32", "bfloat16"] = ours("bfloat16", "dtype of weights and forwards", "what Llama 2 ships in")
+    dtype: Literal["float32", "bfloat16"] = ours(
+        "float32", "dtype of weights and forwards", "bfloat16 rounds steps of the paper's learning rates away"
+    )
     max_length: Positive = paper(4096, "2.2", "context length in tokens")
     gradient_checkpointing: bool = ours(False, "recompute activations in the backward pass", "memory only")
-    vocab_size: Positive = ours(512, "from scratch: byte-pair tokens", "about one token a word in the micro-world")
+    vocab_size: int = ours(  # 256 bytes and the 8 tokens of the chat format have to fit
+        512, "from scratch: byte-pair tokens", "about one token a word in the micro-world", ge=264
+    )
     hidden_size: Positive = ours(128, "from scratch: width", "minutes on two cores")
     intermediate_size: Positive = ours(352, "from scratch: SwiGLU width", "8/3 of the width, as in Llama")
     layers: Positive = ours(3, "from scratch: decoder layers", "minutes on two cores")
@@ -105,6 +120,18 @@ class MicroworldConfig(Section):
         {"safe": 0.20, "border": 0.25, "unsafe": 0.55}, "kinds of safety prompts", "mostly adversarial ones (3.2.1)"
     )
 
+    @field_validator("helpfulness_mix", "safety_mix")
+    @classmethod
+    def _shares(cls, mix: dict[str, float]) -> dict[str, float]:
+        """A kind that is not mentioned has no share."""
+        if unknown := sorted(set(mix) - set(KINDS)):
+            raise ValueError(f"there is no kind {', '.join(unknown)}; the kinds of prompts are {', '.join(KINDS)}")
+        if min(mix.values(), default=0.0) < 0 or not sum(mix.values()) > 0:
+            raise ValueError(
+                f"shares must be 0 or more and not all 0 (got {', '.join(f'{k}: {mix[k]:g}' for k in mix)})"
+            )
+        return {kind: mix.get(kind, 0.0) for kind in KINDS}
+
 
 class BaseConfig(AdamW):
     """Pretraining from scratch (2.2); without effect when model.path names a checkpoint."""
@@ -121,6 +148,13 @@ class BaseConfig(AdamW):
     warmup_steps: Count = paper(2000, "2.2", "steps that warm up")
     final_lr_ratio: Share = paper(0.1, "2.2", "cosine ends at this share of the learning rate")
 
+    @model_validator(mode="after")
+    def _extension_microbatches(self) -> Self:
+        rows, part = self.extension_batch_size, self.microbatch_size
+        if self.extension_steps and part and rows % part:
+            raise ValueError(f"extension_batch_size ({rows}) must be a multiple of microbatch_size ({part})")
+        return self
+
 
 class SFTConfig(FineTune):
     """Supervised fine-tuning on demonstrations (3.1)."""
@@ -135,7 +169,9 @@ class PreferencesConfig(Section):
     helpfulness_prompts: Positive = ours(4000, "prompts of the helpfulness annotators, a round")
     safety_prompts: Positive = ours(2800, "prompts of the safety annotators, a round")
     test_prompts: Positive = paper(1000, "3.2.1", "prompts held out for testing, a round and domain")
-    temperatures: tuple[Rate, ...] = ours((0.7, 1.0, 1.3), "drawn per answer", "'varying the temperature' (3.2.1)")
+    temperatures: tuple[Rate, ...] = ours(
+        (0.7, 1.0, 1.3), "drawn per answer", "'varying the temperature' (3.2.1)", min_length=1
+    )
     max_new_tokens: Positive = ours(512, "longest answer in tokens")
 
 
@@ -172,7 +208,9 @@ class RejectionConfig(FineTune, Combine):
     data: tuple[Source, ...] = ours((), "prompts", "no honest default")
     prompts: Positive = ours(10_000, "prompts a round")
     samples_per_prompt: Positive = ours(20, "K answers a prompt", "Fig 26 samples 20; the paper gives no K")
-    temperatures: tuple[Rate, ...] = ours((1.0, 1.2), "tried every round; the best by max-of-K samples it", "Fig 8")
+    temperatures: tuple[Rate, ...] = ours(
+        (1.0, 1.2), "tried every round; it samples at the lowest that is as good as the best", "Fig 8", min_length=1
+    )
     temperature_prompts: Positive = ours(200, "held-out prompts of that trial")
     max_new_tokens: Positive = ours(512, "longest answer in tokens")
     pool: Literal["all", "last"] = paper("all", "3.2.3", "top samples of all rounds, or of the last one only (V3)")
@@ -192,7 +230,9 @@ class GAttConfig(FineTune, Combine):
     temperature: Rate = ours(1.0, "of those samples")
     judged: Literal["dialogue", "turn"] = ours("dialogue", "reward models see all turns, or the last", "as in 3.2.2")
     short_share: Share = paper(0.5, "A.3.5", "share of instructions made less verbose")
-    replay_share: Share = ours(0.5, "share of the rows that are the policy's own single answers", "keeps what it knew")
+    replay_share: Share = ours(
+        0.5, "share of the rows that are the policy's own single answers", "keeps what it knew", lt=1
+    )
     max_new_tokens: Positive = ours(512, "longest answer in tokens")
 
     @model_validator(mode="after")
@@ -239,14 +279,16 @@ class EvaluateConfig(Combine):
     """What is measured on every policy, always on held-out prompts (3.4, 4)."""
 
     data: tuple[Source, ...] = ours((), "prompts", "no honest default")
-    prompts: Positive = ours(400, "prompts: a quarter each ordinary, instructed, borderline, unsafe")
+    prompts: int = ours(400, "prompts: a quarter each ordinary, instructed, borderline, unsafe", ge=4)
     temperature: Rate = ours(1.0, "of the measured answers", "what was trained")
     max_new_tokens: Positive = ours(512, "longest answer in tokens")
-    best_of_prompts: Positive = ours(64, "prompts of the max-of-N curves (Fig 7, Fig 8)")
+    best_of_prompts: int = ours(64, "prompts of the max-of-N curves, half borderline (Fig 7, Fig 8)", ge=2)
     best_of_samples: Positive = ours(16, "N of those curves")
-    temperatures: tuple[Rate, ...] = ours((0.6, 1.0, 1.4), "of the temperature curves (Fig 8)")
+    temperatures: tuple[Rate, ...] = ours((0.6, 1.0, 1.4), "of the temperature curves (Fig 8)", min_length=1)
     dialogues: Positive = ours(48, "conversations of the multi-turn test (Table 30)")
-    turns: tuple[Positive, ...] = paper((2, 4, 6, 20), "A.3.5", "user turns at which the instruction is checked")
+    turns: tuple[Positive, ...] = paper(
+        (2, 4, 6, 20), "A.3.5", "user turns at which the instruction is checked", min_length=1
+    )
     samples: Positive = ours(12, "prompts shown in the report across all policies")
 
 
@@ -256,7 +298,9 @@ class Recipe(Section):
     run: str = ours("run", "folder under runs/", "the config file's name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: Count = ours(0, "every random number derives from it and the step's name", "any will do")
     rounds: Positive = paper(5, "3.2.3", "RLHF-V1 to V5: preferences, reward models and rejection sampling, anew")
-    stages: tuple[Literal[STAGES], ...] = ours(STAGES, "stages of this recipe, in order", "the whole recipe")  # type: ignore[valid-type]
+    stages: tuple[Literal[STAGES], ...] = ours(  # type: ignore[valid-type]
+        STAGES, "stages of this recipe, in order", "the whole recipe", min_length=1
+    )
     wandb: Literal["auto", "online", "offline", "disabled"] = ours("auto", "online when logged in, offline otherwise")
     threads: Positive | None = ours(None, "CPU threads of torch", "all cores")
     model: ModelConfig = ModelConfig()
@@ -269,3 +313,20 @@ class Recipe(Section):
     gatt: GAttConfig = GAttConfig()
     ppo: PPOConfig = PPOConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _fits_the_context(self) -> Self:
+        """Of the stages that run: a prompt needs room before its answer, and no row is longer than the context."""
+        limit = self.model.max_length
+        for stage in self.stages:
+            longest = getattr(getattr(self, stage), "max_new_tokens", 0)
+            if longest >= limit:
+                raise ValueError(f"{stage}.max_new_tokens ({longest}) must be less than model.max_length ({limit})")
+        if "base" in self.stages and self.model.path is None:
+            lengths = {"row_length": self.base.row_length}
+            if self.base.extension_steps:
+                lengths["extension_length"] = self.base.extension_length
+            for name, length in lengths.items():
+                if length > limit:
+                    raise ValueError(f"base.{name} ({length}) must not be more than model.max_length ({limit})")
+        return self

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rlhf.errors import ConfigError, did_you_mean
+from rlhf.schema import MICROWORLD
 
 if TYPE_CHECKING:
-    from rlhf.schema import Recipe
+    from rlhf.schema import Recipe, Source
 
 POLICIES = ("sft", "rejection", "gatt", "ppo")
 """The stages that make a policy: what the token `policy` stands for. `policies` counts the base model, too."""
@@ -34,6 +35,10 @@ class Stage:
     per_round: bool = False
     module: str = ""
     """Where `run(job)` is; stages.NAME unless given."""
+    data: str = ""
+    """What the stage reads from its setting `data`, in words; empty if it reads nothing there."""
+    microworld_only: bool = False
+    """Whether nothing but the micro-world has such data."""
 
     @property
     def imported_as(self) -> str:
@@ -68,7 +73,8 @@ def table() -> tuple[Stage, ...]:
 def expand(recipe: Recipe, pipeline: Sequence[Stage] | None = None) -> list[Step]:
     """The steps of a recipe in order: base, sft, preferences-1, reward-1, rejection-1, preferences-2, ..., evaluate.
 
-    Stages that the recipe leaves out are left out; ConfigError if one that is kept cannot do without them.
+    Stages that the recipe leaves out are left out; ConfigError if one that is kept cannot do without them, or without
+    data that the recipe does not name.
     """
     stages = [stage for stage in pipeline or table() if stage.name in recipe.stages]
     rounds = recipe.rounds if any(stage.name in ROUND_MAKERS for stage in stages) else 1
@@ -77,7 +83,51 @@ def expand(recipe: Recipe, pipeline: Sequence[Stage] | None = None) -> list[Step
         name = f"{stage.name}-{number}" if number else stage.name
         reads = {token: _resolve(token, stage, steps) for token in stage.reads}
         steps.append(Step(name, stage.name, number, stage.imported_as, reads))
+    for stage in stages:
+        if stage.data:
+            _check_data(recipe, stage)
     return steps
+
+
+def _check_data(recipe: Recipe, stage: Stage) -> None:
+    """ConfigError if a stage's `data` is empty but needed, or names what cannot be read."""
+    setting = f"{stage.name}.data"
+    sources: tuple[Source, ...] = getattr(recipe, stage.name).data
+    if not sources and _needs_data(recipe, stage.name):
+        hints = [f"name {stage.data}: {setting}=[{{name: NAME, path: FILE}}], shapes in data/README.md"]
+        if stage.name == "reward":
+            hints.append("or add preferences to the setting `stages`, which makes pairs")
+        elif stage.name == "base":
+            hints.append("or start from a checkpoint: model.path=FOLDER")
+        else:
+            hints.append(f"or leave {stage.name} out of the setting `stages`")
+        raise ConfigError(f"{setting} is empty, and {stage.name} reads {stage.data}", hints=hints)
+    for source in sources:
+        if stage.microworld_only and source.name != MICROWORLD:
+            raise ConfigError(
+                f"{setting} names {source.name}, and only the micro-world has {stage.data}",
+                hints=[f"use {setting}=[{{name: {MICROWORLD}}}]", f"or leave {stage.name} out of the setting `stages`"],
+            )
+        if source.name == MICROWORLD and stage.name == "reward":
+            raise ConfigError(
+                f"{setting} names {MICROWORLD}, whose pairs the stage preferences makes",
+                hints=["leave it out of reward.data, and add preferences to the setting `stages`"],
+            )
+        if source.name != MICROWORLD and source.path is None:
+            from rlhf.data.sources import entry_of
+
+            entry_of(source.name, where=f"in {setting}")
+
+
+def _needs_data(recipe: Recipe, stage: str) -> bool:
+    """Whether the stage has nothing to do without data of its own."""
+    if stage == "base":
+        return recipe.model.path is None
+    if stage == "reward":
+        return "preferences" not in recipe.stages
+    if stage == "evaluate":  # without prompts it still measures the reward models, which may be all there is
+        return any(name in recipe.stages for name in ("rejection", "gatt", "ppo"))
+    return True
 
 
 def _sequence(stages: Sequence[Stage], rounds: int) -> list[tuple[Stage, int]]:

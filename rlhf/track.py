@@ -65,6 +65,7 @@ class Tracker:
         fingerprint: str = "",
         console: Console | None = None,
     ) -> None:
+        self.tokens = 0  # trained on or generated; a stage counts them here, and the manifest keeps the sum
         self.folder = folder
         self.step = step
         self.console = console or Console(soft_wrap=True, highlight=False)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer, SFTConfig, SFTTrainer
@@ -59,6 +60,7 @@ def warmup_steps(total: int, *, ratio: float, least: int = 0) -> int:
 
 
 def steps_of(rows: int, *, batch_size: int, epochs: int) -> int:
+    """Optimizer steps of so many passes over the rows; the last step of a pass may have fewer rows."""
     return max(1, math.ceil(rows / batch_size)) * epochs
 
 
@@ -79,8 +81,15 @@ def fit_lm(
     def collate(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         return pad_packed(batch, pad_token_id=tokenizer.pad_token_id)
 
+    class Fit(SFTTrainer):
+        """TRL's trainer, but counting tokens: its own count takes positions [B, S] for those of a single row."""
+
+        def training_step(self, model: Any, inputs: Mapping[str, Tensor], *more: Any) -> Any:
+            track.tokens += int((inputs["input_ids"] != tokenizer.pad_token_id).sum())
+            return super().training_step(model, inputs, *more)
+
     with _arguments(SFTConfig, schedule, optimizer, seed=seed, dataset_kwargs={"skip_prepare_dataset": True}) as args:
-        trainer = SFTTrainer(
+        trainer = Fit(
             model=model,
             args=args,
             train_dataset=Dataset.from_list([row.as_dict() for row in rows]),
@@ -120,6 +129,14 @@ def fit_reward(
     class Fit(RewardTrainer):
         """TRL's trainer with our loss: its own has no safety term, and reads the score at a place of its own."""
 
+        def _get_train_sampler(self, train_dataset: Any = None) -> SimilarLengths:
+            lengths = [max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
+            return SimilarLengths(lengths, batch_size=schedule.batch_size, seed=seed)
+
+        def training_step(self, model: Any, inputs: Mapping[str, Tensor], *more: Any) -> Any:
+            track.tokens += int(inputs["attention_mask"].sum())
+            return super().training_step(model, inputs, *more)
+
         def compute_loss(
             self, model: Any, inputs: Mapping[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
@@ -138,15 +155,11 @@ def fit_reward(
             "margin": pair.margin,
             "chosen_safe": pair.chosen_safe,
             "rejected_safe": pair.rejected_safe,
-            "length": max(len(pair.chosen_ids), len(pair.rejected_ids)),
         }
         for pair in pairs
     ]
-    # Pairs of similar length share a batch, so that little is spent on padding. max_length=None: TRL would drop longer
-    # pairs without a word; lengths were checked when the pairs were made.
-    with _arguments(
-        TrlRewardConfig, schedule, optimizer, seed=seed, max_length=None, train_sampling_strategy="group_by_length"
-    ) as args:
+    # max_length=None: TRL would drop longer pairs without a word; lengths were checked when the pairs were made.
+    with _arguments(TrlRewardConfig, schedule, optimizer, seed=seed, max_length=None) as args:
         trainer = Fit(
             model=model,
             args=args,
@@ -180,6 +193,31 @@ def reward_loss(
         "score_gap": (chosen - rejected).mean().detach(),
     }
     return ranking + safety_loss_coef * safety + center_coef * center, parts
+
+
+class SimilarLengths(Sampler[int]):
+    """Rows of similar length share a batch, so that little is padding; the batches come in random order.
+
+    The Trainer's own grouping leaves them sorted from long to short, a sweep over length while the learning rate falls.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = torch.tensor(lengths), batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        draw = torch.Generator().manual_seed(self.seed + self.epoch)
+        self.epoch += 1
+        batches: list[Tensor] = []
+        for part in torch.split(torch.randperm(len(self), generator=draw), 50 * self.batch_size):
+            longest_first = part[self.lengths[part].argsort(descending=True, stable=True)]
+            batches += torch.split(longest_first, self.batch_size)
+        last = batches.pop()  # it may be a short one, which would shift those after it
+        for i in torch.randperm(len(batches), generator=draw).tolist():
+            yield from batches[i].tolist()
+        yield from last.tolist()
 
 
 class Report(TrainerCallback):

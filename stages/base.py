@@ -5,9 +5,10 @@ import random
 import torch
 
 from rlhf.data import feed
-from rlhf.data.chat import ensure_pad
+from rlhf.data.chat import LLAMA2_TEMPLATE, ensure_pad
 from rlhf.data.collate import PackedRow
 from rlhf.data.tokenizer import train_tokenizer
+from rlhf.errors import ConfigError, DataError
 from rlhf.models.load import from_scratch, load_given_tokenizer, save, save_source
 from rlhf.pipeline import Job
 from rlhf.trainers import Schedule, fit_lm
@@ -22,7 +23,14 @@ def run(job: Job) -> None:
         pretrain(job)
         return
     tokenizer = load_given_tokenizer(model.path, revision=model.revision)
-    ensure_pad(tokenizer)
+    if ensure_pad(tokenizer):
+        raise ConfigError(
+            f"the tokenizer of {model.path} has no token to pad with, and its model no row for a new one",
+            where="model.path",
+            hints=["add a pad token and resize the embeddings, save both, and point model.path there"],
+        )
+    if not tokenizer.chat_template:  # it is trained in Llama 2's format, and others should find that beside it
+        tokenizer.chat_template = LLAMA2_TEMPLATE
     save_source(tokenizer, job.out / "checkpoint", path=model.path, revision=model.revision)
 
 
@@ -68,7 +76,11 @@ def token_stream(tokenizer, texts: list[str], *, seed: int) -> list[int]:
 def rows_of(stream: list[int], *, length: int, count: int, seed: int) -> list[PackedRow]:
     """`count` windows of the stream at random places, every token bearing loss, as pretraining does."""
     if len(stream) <= length:
-        raise ValueError(f"the text has {len(stream)} tokens, fewer than a row of {length}")
+        raise DataError(
+            f"the text has {len(stream)} tokens, fewer than a row of {length} and the one after it",
+            where="base.data",
+            hints=["give more text", "or shorter rows: base.row_length, base.extension_length"],
+        )
     rng = random.Random(seed)
     starts = [rng.randrange(len(stream) - length) for _ in range(count)]
     return [

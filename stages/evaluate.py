@@ -15,13 +15,12 @@ from rlhf.evaluation.diversity import self_bleu
 from rlhf.evaluation.gold import gold_report, verdicts
 from rlhf.evaluation.intervals import of_mean
 from rlhf.evaluation.multi_turn import follow_rates
-from rlhf.functional.kl import exact_kl
 from rlhf.generation.protocol import Sampling
 from rlhf.models.load import freeze, load_policy, load_tokenizer
 from rlhf.models.reward_models import RewardModels
 from rlhf.models.score import score
 from rlhf.pipeline import Job
-from rlhf.rollout import Rollout, Sample, completion_logits, sample
+from rlhf.rollout import Sample, mean_kl, sample
 
 QUARTERS = (("safe", False), ("safe", True), ("border", False), ("unsafe", False))
 
@@ -92,17 +91,20 @@ def heldout_prompts(e: Evaluation, count: int, label: str, kinds=QUARTERS) -> li
     config, world = e.job.config, e.job.recipe.microworld
     found: dict[str, Prompt] = {}
     for kind, instructed in kinds:
+        size = count // len(kinds)
         part = feed.prompts(
             config.data,
-            count // len(kinds),
+            10 * size,
             seed=e.job.seed_of(f"{label} {kind} {instructed}"),
             stage="evaluate",
             world=world.model_copy(update={"instruction_share": float(instructed)}),
             mix={kind: 1.0},
-            held_out=True,
+            side="test",
             say=e.job.track.say,
         )
-        found |= {prompt.id: prompt for prompt in part}
+        # No question twice: the same text again is no further evidence.
+        asked = {tuple(turn.content for turn in prompt.turns): prompt for prompt in part}
+        found |= {prompt.id: prompt for prompt in list(asked.values())[:size]}
     return list(found.values())
 
 
@@ -111,14 +113,18 @@ def measure_policies(e: Evaluation) -> tuple[dict[str, Any], dict[str, list]]:
     config = e.job.config
     prompts = heldout_prompts(e, config.prompts, "policies")
     sampling = Sampling(1, config.temperature, config.max_new_tokens)
-    table, replies, before = {}, {}, None
+    table, replies, qualities, before = {}, {}, {}, None
     with e.job.track.progress(len(e.policies), "policies") as bar:
         for name in e.policies:
             policy = e.model(name)
             samples = [g[0] for g in sample(policy, e.tokenizer, prompts, sampling, seed=e.job.seed)]
             table[name], scores = measure(e, samples)
+            judged = verdicts(samples)
+            if judged is not None:
+                qualities[name] = [v.quality for v in judged]
+                table[name]["gold_gain"] = gains(qualities, name)
             if before is not None:
-                table[name]["kl_to_reference"] = kl_between(e, policy, before, samples)
+                table[name]["kl_to_reference"] = mean_kl(policy, before, samples, pad_token_id=e.tokenizer.pad_token_id)
             creative = heldout_prompts(e, 40, "diversity", kinds=(("safe", False),))[:20]
             groups = sample(policy, e.tokenizer, creative, Sampling(8, 1.0, config.max_new_tokens), seed=e.job.seed)
             table[name]["self_bleu"] = self_bleu([[s.text for s in group] for group in groups])
@@ -126,6 +132,15 @@ def measure_policies(e: Evaluation) -> tuple[dict[str, Any], dict[str, list]]:
             before = policy
             bar.advance(1)
     return table, replies
+
+
+def gains(qualities: dict[str, list[float]], name: str) -> dict[str, Any]:
+    """Gold quality against every earlier policy on the same prompts: mean difference and its paired 95% interval."""
+    found = {}
+    for earlier in list(qualities)[:-1]:
+        differences = [new - old for new, old in zip(qualities[name], qualities[earlier], strict=True)]
+        found[earlier] = {"mean": sum(differences) / len(differences), "interval": of_mean(differences)}
+    return found
 
 
 def measure(e: Evaluation, samples: list[Sample]):
@@ -149,18 +164,6 @@ def measure(e: Evaluation, samples: list[Sample]):
         "interval": interval,
     }
     return row, scores
-
-
-@torch.no_grad()
-def kl_between(e: Evaluation, policy, reference, samples: list[Sample]) -> float:
-    """Mean over answers of the KL of policy to reference in nats, summed over the answer's tokens."""
-    rollout = Rollout.of(samples, pad_token_id=e.tokenizer.pad_token_id, device=policy.device)
-    total = 0.0
-    for index in torch.arange(len(rollout)).split(64):
-        part = rollout.rows(index)
-        kl = exact_kl(completion_logits(policy, part), completion_logits(reference, part), part.completion_mask)
-        total += kl.sum().item()
-    return total / len(rollout)
 
 
 def best_of_curves(e: Evaluation) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def run(job: Job) -> None:
     save(policy, tokenizer, job.out / "checkpoint")
 
 
-def training_rows(job: Job, conversations: Sequence[Conversation], answers: list[list[str]]) -> list[Dialogue]:
+def training_rows(job: Job, conversations: Sequence[Conversation], answers: list[list[Sample]]) -> list[Dialogue]:
     """The instruction in the first turn only, less verbose half of the time; every conversation cut at some turns.
 
     A conversation that was sampled to its end holds one row for every turn it could have ended at.
@@ -51,18 +51,20 @@ def training_rows(job: Job, conversations: Sequence[Conversation], answers: list
     config, rng, rows = job.config, random.Random(job.seed), []
     for c, replies in zip(conversations, answers, strict=True):
         turns = range(config.min_turns, len(replies) + 1)
+        texts = [reply.text or "." for reply in replies]
         for end in sorted({len(replies), *rng.sample(turns, min(config.cuts - 1, len(turns)))}):
             shown = short_form(c.instruction) if rng.random() < config.short_share else c.instruction
-            rows.append(training_dialogue(f"{c.id}/{end}", shown, c.user_turns[:end], replies[:end], source="gatt"))
+            if replies[end - 1].text and replies[end - 1].finished:  # an answer that never ended is no example
+                rows.append(training_dialogue(f"{c.id}/{end}", shown, c.user_turns[:end], texts[:end], source="gatt"))
     return rows
 
 
-def converse(job: Job, policy, tokenizer, rewards, conversations: Sequence[Conversation]) -> list[list[str]]:
+def converse(job: Job, policy, tokenizer, rewards, conversations: Sequence[Conversation]) -> list[list[Sample]]:
     """Answer turn by turn, with the instruction written to every user turn; of K answers the best is kept.
 
     Conversations of all lengths advance together; those that are over leave.
     """
-    answers: list[list[str]] = [[] for _ in conversations]
+    answers: list[list[Sample]] = [[] for _ in conversations]
     longest = max(len(c.user_turns) for c in conversations)
     with job.track.progress(longest, "conversations") as bar:
         for turn in range(longest):
@@ -71,18 +73,18 @@ def converse(job: Job, policy, tokenizer, rewards, conversations: Sequence[Conve
             for i, kept in zip(
                 live, best_answers(job, policy, tokenizer, rewards, prompts, f"turn {turn}"), strict=True
             ):
-                answers[i].append(kept.text)
+                answers[i].append(kept)
             bar.advance(1)
     return answers
 
 
-def context(c: Conversation, answers: Sequence[str], turn: int) -> Prompt:
+def context(c: Conversation, answers: Sequence[Sample], turn: int) -> Prompt:
     """The dialogue so far, the instruction at every user turn."""
     spoken: list[Turn] = []
     for user, answer in zip(c.user_turns[:turn], answers, strict=True):
-        spoken += [Turn("user", user), Turn("assistant", answer)]
+        spoken += [Turn("user", user), Turn("assistant", answer.text or ".")]
     spoken.append(Turn("user", c.user_turns[turn]))
-    return Prompt(f"{c.id}/{turn}", spread(c.instruction, spoken), "microworld", is_safety=False)
+    return Prompt(f"{c.id}/{turn}", spread(c.instruction, spoken), c.source, is_safety=c.is_safety[turn])
 
 
 def best_answers(job: Job, policy, tokenizer, rewards, prompts: Sequence[Prompt], label: str) -> list[Sample]:
@@ -102,9 +104,11 @@ def best_answers(job: Job, policy, tokenizer, rewards, prompts: Sequence[Prompt]
 
 def judged_row(tokenizer, s: Sample, judged: str) -> Sequence[int]:
     """What the reward models read: the dialogue, or the last turn alone, which carries the instruction itself."""
-    if judged == "dialogue" or len(s.prompt.turns) == 1:
+    if judged == "dialogue":
         return s.row
-    return (*encode_prompt(tokenizer, s.prompt.turns[-1:]), *s.completion.token_ids)
+    turns = s.prompt.turns
+    system = turns[:1] if turns[0].role == "system" else ()
+    return (*encode_prompt(tokenizer, (*system, turns[-1])), *s.completion.token_ids)
 
 
 def replay(job: Job, policy, tokenizer, rewards, *, count: int) -> list[Dialogue]:
@@ -119,14 +123,14 @@ def replay(job: Job, policy, tokenizer, rewards, *, count: int) -> list[Dialogue
         stage="gatt",
         world=world,
         mix=feed.both_domains(world),
-        held_out=False,
+        side="train",
         say=job.track.say,
     )
     best = best_answers(job, policy, tokenizer, rewards, prompts, "replay")
     return [
         Dialogue(f"replay-{i}", (*s.prompt.turns, Turn("assistant", s.text)), "replay")
         for i, s in enumerate(best)
-        if s.text
+        if s.text and s.finished
     ]
 
 

@@ -1,9 +1,10 @@
 """PPO on the piecewise reward, held near the reference by a KL penalty (3.2.3)."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,10 +18,18 @@ from rlhf.functional.logprobs import chosen_logprobs, entropy
 from rlhf.functional.ppo import explained_variance, policy_loss, value_loss
 from rlhf.functional.whiten import moments, whiten
 from rlhf.generation.protocol import Sampling
-from rlhf.models.load import freeze, load_policy, load_reward_model, load_tokenizer, save
+from rlhf.models.load import freeze, load_policy, load_reward_model, load_tokenizer, save, without_dropout
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
-from rlhf.rollout import Rollout, Sample, completion_logits, completion_logprobs, completion_values, sample
+from rlhf.rollout import (
+    Rollout,
+    Sample,
+    completion_logits,
+    completion_logprobs,
+    completion_values,
+    mean_kl,
+    sample,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Models:
     reference: PreTrainedModel
     rewards: RewardModels
     tokenizer: PreTrainedTokenizerBase
+    accelerator: Accelerator = field(default_factory=Accelerator)
 
 
 def run(job: Job) -> None:
@@ -40,14 +50,17 @@ def run(job: Job) -> None:
     models = load_models(job)
     optimizers = make_optimizers(models, config)
     keeper = Keeper(job, models)
-    prompts = prompts_of(job, config.iterations * config.batch_size, label="rollouts", held_out=False)
+    prompts = prompts_of(job, config.iterations * config.batch_size, label="rollouts", side="train")
     with track.progress(config.iterations, "ppo") as bar:
         for iteration in range(config.iterations):
             samples = collect(job, models, prompts, iteration)
             score, stats = combined_score(job, models, samples)
             rollout = Rollout.of(samples, pad_token_id=models.tokenizer.pad_token_id, device=models.policy.device)
             learn = advantages_of(config, models, rollout, score)
-            stats |= learn.stats | update(config, models, optimizers, rollout, learn, iteration)
+            order = torch.randperm(
+                len(rollout), generator=torch.Generator().manual_seed(job.seed_of(f"minibatches {iteration}"))
+            )
+            stats |= learn.stats | update(config, models, optimizers, rollout, learn, order, iteration)
             track.log(stats, step=iteration)
             bar.advance(1, reward=stats["reward/combined"], kl=stats["objective/kl"])
             if keeper.stop(iteration + 1, kl=stats["objective/kl"]):
@@ -58,8 +71,8 @@ def run(job: Job) -> None:
 def load_models(job: Job) -> Models:
     """Policy and reference start equal; the critic starts as the helpfulness model with a new head (ours)."""
     start, model = job.one("policy") / "checkpoint", job.recipe.model
-    policy = load_policy(start, model)
-    critic = load_reward_model(job.one("reward") / "checkpoint" / "helpfulness", model)
+    policy = without_dropout(load_policy(start, model))
+    critic = without_dropout(load_reward_model(job.one("reward") / "checkpoint" / "helpfulness", model))
     torch.nn.init.zeros_(critic.score.weight)
     reference = freeze(copy.deepcopy(policy))
     return Models(policy, critic, reference, RewardModels.load(job.one("reward"), model), load_tokenizer(start))
@@ -68,7 +81,7 @@ def load_models(job: Job) -> Models:
 def make_optimizers(models: Models, config) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """AdamW with a constant learning rate, one for the policy and one for the critic."""
     common = {"betas": (config.beta1, config.beta2), "eps": config.eps, "weight_decay": config.weight_decay}
-    return (
+    return models.accelerator.prepare(
         torch.optim.AdamW(models.policy.parameters(), lr=config.learning_rate, **common),
         torch.optim.AdamW(models.critic.parameters(), lr=config.critic_learning_rate, **common),
     )
@@ -83,7 +96,7 @@ def collect(job: Job, models: Models, prompts: list[Prompt], iteration: int) -> 
     return [group[0] for group in groups]
 
 
-def prompts_of(job: Job, count: int, *, label: str, held_out: bool) -> list[Prompt]:
+def prompts_of(job: Job, count: int, *, label: str, side: feed.Side) -> list[Prompt]:
     """Prompts to learn on or, disjoint from them, to check on; fewer than `count` are gone through again."""
     world = job.recipe.microworld
     return feed.prompts(
@@ -93,7 +106,7 @@ def prompts_of(job: Job, count: int, *, label: str, held_out: bool) -> list[Prom
         stage="ppo",
         world=world,
         mix=feed.both_domains(world),
-        held_out=held_out,
+        side=side,
         say=job.track.say,
     )
 
@@ -133,7 +146,8 @@ class Learn:
 def advantages_of(config, models: Models, rollout: Rollout, score: Tensor) -> Learn:
     """Whiten the score, take beta KL off every token, and estimate advantages (eq. 4; GAE is ours)."""
     mask = rollout.completion_mask
-    models.policy.eval(), models.critic.eval()
+    models.policy.eval()
+    models.critic.eval()
     old_logprobs, reference_logprobs, old_values = [], [], []
     for index in torch.arange(len(rollout)).split(config.microbatch_size or config.minibatch_size):
         part = rollout.rows(index)
@@ -161,11 +175,15 @@ def advantages_of(config, models: Models, rollout: Rollout, score: Tensor) -> Le
     return Learn(logprobs, values * mask, whitened_advantages, returns, stats)
 
 
-def update(config, models: Models, optimizers, rollout: Rollout, learn: Learn, iteration: int) -> dict[str, float]:
-    """One pass over the batch: one gradient step per mini-batch, for policy and critic."""
+def update(
+    config, models: Models, optimizers, rollout: Rollout, learn: Learn, order: Tensor, iteration: int
+) -> dict[str, float]:
+    """One pass over the batch in the given order: one gradient step per mini-batch, for policy and critic."""
+    models.policy.train()  # dropout is off; activation checkpointing works in this mode only
+    models.critic.train()
     policy_optimizer, critic_optimizer = optimizers
     sums: dict[str, float] = {}
-    minibatches = torch.randperm(len(rollout)).split(config.minibatch_size)
+    minibatches = order.split(config.minibatch_size)
     for index in minibatches:
         tokens = rollout.completion_mask[index].sum()
         for part in index.split(config.microbatch_size or config.minibatch_size):
@@ -173,7 +191,7 @@ def update(config, models: Models, optimizers, rollout: Rollout, learn: Learn, i
             for name, value in stats.items():
                 sums[name] = sums.get(name, 0.0) + value / len(minibatches)
         norms = [
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            models.accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             for model in (models.policy, models.critic)
         ]
         if not all(bool(torch.isfinite(norm)) for norm in norms):
@@ -201,12 +219,12 @@ def backward(config, models: Models, part: Rollout, learn: Learn, index: Tensor,
     loss, stats = policy_loss(
         logprobs, old_logprobs, advantages, mask, clip_range=config.clip_range, denominator=tokens
     )
-    loss.backward()
+    models.accelerator.backward(loss)
     values = completion_values(models.critic, part)
     critic_loss = value_loss(
         values, old_values, returns, mask, value_clip_range=config.value_clip_range, denominator=tokens
     )
-    critic_loss.backward()
+    models.accelerator.backward(critic_loss)
     with torch.no_grad():
         mean_entropy = (entropy(logits / config.temperature) * mask).sum() / tokens
     return {
@@ -224,14 +242,14 @@ class Keeper:
 
     def __init__(self, job: Job, models: Models) -> None:
         self.job, self.models = job, models
-        self.prompts = prompts_of(job, job.config.heldout_prompts, label="heldout", held_out=True)
+        self.prompts = prompts_of(job, job.config.heldout_prompts, label="heldout", side="validation")
         self.best_reward, self.best_weights, self.best_iteration, self.bad = float("-inf"), None, 0, 0
         self.why = f"all {job.config.iterations} iterations"
         self.check(0)
 
     def stop(self, iteration: int, *, kl: float) -> bool:
         config = self.job.config
-        if kl > config.max_kl:
+        if not kl <= config.max_kl:  # a KL that is not a number stops it, too
             self.why = f"KL of {kl:.1f} nats an answer is above ppo.max_kl ({config.max_kl:g})"
             return True
         if iteration % config.heldout_every == 0 or iteration == config.iterations:
@@ -247,13 +265,14 @@ class Keeper:
         groups = sample(models.policy, models.tokenizer, self.prompts, sampling, seed=self.job.seed_of("heldout"))
         samples = [group[0] for group in groups]
         score, _ = combined_score(self.job, models, samples)
-        values = {"heldout/reward_combined": score.mean().item()} | {
+        kl = mean_kl(models.policy, models.reference, samples, pad_token_id=models.tokenizer.pad_token_id)
+        values = {"heldout/reward_combined": score.mean().item(), "heldout/kl": kl} | {
             f"heldout/{key}": value for key, value in gold_of(samples).items()
         }
         self.job.track.log(values, step=iteration)
         for s in samples[:8]:
             self.job.track.sample({"iteration": iteration, "prompt": s.prompt.turns[-1].content, "text": s.text})
-        if values["heldout/reward_combined"] > self.best_reward:
+        if values["heldout/reward_combined"] > self.best_reward and kl <= config.max_kl:
             self.best_reward, self.best_iteration, self.bad = values["heldout/reward_combined"], iteration, 0
             self.best_weights = {k: v.detach().clone() for k, v in models.policy.state_dict().items()}
         else:

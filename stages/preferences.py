@@ -27,35 +27,35 @@ def run(job: Job) -> None:
                 ],
             )
     policies = [path for path in job.every("policies") if path.name != "base"][-2:]
-    counts = {}
     for domain in DOMAINS:
         for split in ("train", "test"):
-            prompts = prompts_of(job, domain, held_out=split == "test")
+            prompts = prompts_of(job, domain, side=split)
             first, second = answers(job, policies, prompts)
             rng = random.Random(f"{job.seed}/{domain}/{split}")
             rated = [rate(domain, a, b, rng) for a, b in zip(first, second, strict=True)]
             pairs = [pair for pair in rated if pair is not None]
             write_jsonl(job.out / f"{domain}.{split}.jsonl", pairs)
-            counts[f"{domain}/{split}"] = len(pairs)
             job.track.say(
                 f"{domain} {split}: {len(pairs):,} pairs of {len(prompts):,} prompts (the rest: same answers)"
             )
+            for pair in pairs[:4]:
+                job.track.sample({"domain": domain, "split": split, **pair.to_json()})
             for level, n in levels(pairs).items():
                 job.track.log({f"{domain}/{split}/{level}": n / max(1, len(pairs))}, step=0)
 
 
-def prompts_of(job: Job, domain: str, *, held_out: bool) -> list[Prompt]:
+def prompts_of(job: Job, domain: str, *, side: feed.Side) -> list[Prompt]:
     """Prompts of one domain; safety annotators write mostly adversarial ones."""
     world, config = job.recipe.microworld, job.config
     count = config.helpfulness_prompts if domain == "helpfulness" else config.safety_prompts
     return feed.prompts(
         config.data,
-        config.test_prompts if held_out else count,
-        seed=job.seed_of(f"{domain}/{held_out}"),
+        config.test_prompts if side == "test" else count,
+        seed=job.seed_of(f"{domain}/{side}"),
         stage="preferences",
         world=world,
         mix=world.helpfulness_mix if domain == "helpfulness" else world.safety_mix,
-        held_out=held_out,
+        side=side,
         say=job.track.say,
     )
 
@@ -65,21 +65,21 @@ def answers(job: Job, policies: list[Path], prompts: list[Prompt]) -> list[list[
 
     Every answer has a temperature of its own, drawn at random ("varying the temperature", 3.2.1).
     """
-    variants = [policies[-1], policies[0]]
     found = []
-    for place, path in enumerate(variants):
-        tokenizer = load_tokenizer(path / "checkpoint")
-        policy = load_policy(path / "checkpoint", job.recipe.model)
-        rng = random.Random(f"{job.seed}/{place}")
-        drawn = [rng.choice(job.config.temperatures) for _ in prompts]
-        by_prompt: dict[int, Sample] = {}
-        for temperature in job.config.temperatures:
-            index = [i for i, t in enumerate(drawn) if t == temperature]
-            sampling = Sampling(1, temperature, job.config.max_new_tokens)
-            chosen = [prompts[i] for i in index]
-            rows = sample(policy, tokenizer, chosen, sampling, seed=job.seed_of(f"answer {place}"))
-            by_prompt.update(zip(index, (row[0] for row in rows), strict=True))
-        found.append([by_prompt[i] for i in range(len(prompts))])
+    with job.track.progress(2 * len(prompts), "answers") as bar:
+        for place, path in enumerate((policies[-1], policies[0])):
+            tokenizer = load_tokenizer(path / "checkpoint")
+            policy = load_policy(path / "checkpoint", job.recipe.model)
+            rng = random.Random(f"{job.seed}/{place}")
+            drawn = [rng.choice(job.config.temperatures) for _ in prompts]
+            by_prompt: dict[int, Sample] = {}
+            for temperature in job.config.temperatures:
+                index = [i for i, t in enumerate(drawn) if t == temperature]
+                sampling = Sampling(1, temperature, job.config.max_new_tokens)
+                chosen, seed = [prompts[i] for i in index], job.seed_of(f"answer {place}")
+                rows = sample(policy, tokenizer, chosen, sampling, seed=seed, advance=bar.advance)
+                by_prompt.update(zip(index, (row[0] for row in rows), strict=True))
+            found.append([by_prompt[i] for i in range(len(prompts))])
     return found
 
 

@@ -28,14 +28,18 @@ def run(job: Job) -> None:
     rewards = RewardModels.load(job.one("reward"), job.recipe.model)
 
     temperature, curve = tune_temperature(job, policy, tokenizer, rewards)
-    prompts = training_prompts(job, held_out=False, count=config.prompts)
+    prompts = training_prompts(job, side="train", count=config.prompts)
     sampling = Sampling(config.samples_per_prompt, temperature, config.max_new_tokens)
-    samples = [s for group in sample(policy, tokenizer, prompts, sampling, seed=job.seed) for s in group]
+    with job.track.progress(len(prompts), "samples") as bar:
+        groups = sample(policy, tokenizer, prompts, sampling, seed=job.seed, advance=bar.advance)
+    samples = [s for group in groups for s in group]
     scores = scored(job, rewards, samples)
     pools.append(job.out / "pool.jsonl", entries(job, samples, scores, temperature))
 
     pool = [entry for path in [*earlier(job), job.out] for entry in pools.read(path / "pool.jsonl").entries]
-    best = pools.best(pool, rescore(job, rewards, tokenizer, pool))
+    best = [entry for entry in pools.best(pool, rescore(job, rewards, tokenizer, pool)) if usable(entry)]
+    for entry in best[:12]:
+        job.track.sample({"round": entry.round, "prompt": entry.prompt[-1].content, "text": entry.completion})
     mean = sum(scores) / len(scores)
     job.track.say(f"{len(samples):,} samples at temperature {temperature}, mean score {mean:.2f}")
     job.track.log({"pool/entries": len(pool), "pool/prompts": len(best), "reward/combined": mean}, step=0)
@@ -56,7 +60,7 @@ def tune_temperature(job, policy, tokenizer, rewards) -> tuple[float, dict[str, 
     config, k = job.config, job.config.samples_per_prompt
     if len(config.temperatures) == 1:
         return config.temperatures[0], {}
-    prompts = training_prompts(job, held_out=True, count=config.temperature_prompts)
+    prompts = training_prompts(job, side="validation", count=config.temperature_prompts)
     best: dict[float, Tensor] = {}  # by temperature, for every prompt the score of its best sample
     for temperature in sorted(config.temperatures):
         sampling = Sampling(k, temperature, config.max_new_tokens)
@@ -80,17 +84,17 @@ def lowest_as_good(best: dict[float, Tensor]) -> float:
     return top
 
 
-def training_prompts(job, *, held_out: bool, count: int) -> list[Prompt]:
+def training_prompts(job, *, side: feed.Side, count: int) -> list[Prompt]:
     """Prompts of both domains, mixed as the annotators' are; others every round, and none twice in one."""
     world = job.recipe.microworld
     drawn = feed.prompts(
         job.config.data,
         count,
-        seed=job.seed_of(f"prompts {held_out}"),
+        seed=job.seed_of(f"prompts {side}"),
         stage="rejection",
         world=world,
         mix=feed.both_domains(world),
-        held_out=held_out,
+        side=side,
         say=job.track.say,
     )
     return list({prompt_digest(prompt): prompt for prompt in drawn}.values())
@@ -108,6 +112,7 @@ def earlier(job):
 
 
 def entries(job, samples: list[Sample], scores: list[float], temperature: float) -> list[PoolEntry]:
+    """The samples of a round as rows of the pool, K to a prompt in the order given."""
     policy = job.digest_of("policy")
     k = job.config.samples_per_prompt
     return [
@@ -128,6 +133,11 @@ def entries(job, samples: list[Sample], scores: list[float], temperature: float)
     ]
 
 
+def usable(entry: PoolEntry) -> bool:
+    """An answer that is empty or never ended is never a target, not even where a prompt has no other."""
+    return entry.finished and bool(entry.completion)
+
+
 def prompt_digest(prompt: Prompt) -> str:
     """The same question asked in another round is the same prompt to the pool."""
     return hashlib.sha256("\0".join(f"{t.role}\0{t.content}" for t in prompt.turns).encode()).hexdigest()[:16]
@@ -138,7 +148,7 @@ def rescore(job, rewards, tokenizer, pool: list[PoolEntry]) -> list[float]:
     rows = [encode_prompt(tokenizer, e.prompt) + encode_completion(tokenizer, e.completion) for e in pool]
     tags = [e.is_safety for e in pool]
     combined = rewards(rows, tags, safety_threshold=job.config.safety_threshold).combined.tolist()
-    return [value if e.finished else float("-inf") for e, value in zip(pool, combined, strict=True)]
+    return [value if usable(e) else float("-inf") for e, value in zip(pool, combined, strict=True)]
 
 
 def mixture(job, best: list[PoolEntry]) -> list[Dialogue]:

@@ -46,7 +46,7 @@ def run(job: Job) -> None:
             pairs,
             schedule,
             config,
-            safety_loss_coef=config.safety_loss_coef,
+            safety_loss_coef=config.safety_loss_coef if domain == "safety" else 0.0,  # Table 29
             center_coef=config.center_coef,
             seed=job.seed_of(domain),
             track=job.track,
@@ -64,9 +64,7 @@ def gather(job: Job) -> tuple[dict[str, list[Preference]], dict[str, list[Prefer
             train[domain] += feed.stored(artefact / f"{domain}.train.jsonl", Preference)
             test[domain] += feed.stored(artefact / f"{domain}.test.jsonl", Preference)
     if job.config.data:
-        public = feed.preferences(
-            job.config.data, test_share=job.config.test_share, seed=job.recipe.seed, say=job.track.say
-        )
+        public = feed.preferences(job.config.data, test_share=job.config.test_share, say=job.track.say)
         for domain in DOMAINS:
             train[domain] += public[domain].train
             test[domain] += public[domain].test
@@ -85,10 +83,10 @@ def encode(job: Job, tokenizer, rows: Sequence[Preference]) -> list[Pair]:
     config, limit = job.config, job.recipe.model.max_length
     pairs = []
     for row in rows:
-        prompt = encode_prompt(tokenizer, row.prompt)
-        chosen = prompt + encode_completion(tokenizer, row.chosen)
-        rejected = prompt + encode_completion(tokenizer, row.rejected)
         where = f"pair {row.id} of {row.source}"
+        prompt = encode_prompt(tokenizer, row.prompt, where=where)
+        chosen = prompt + encode_completion(tokenizer, row.chosen, where=where)
+        rejected = prompt + encode_completion(tokenizer, row.rejected, where=where)
         if chosen == rejected:
             raise DataError("chosen and rejected are the same tokens", where=where, hints=["leave the pair out"])
         if max(len(chosen), len(rejected)) > limit:

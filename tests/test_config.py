@@ -148,6 +148,35 @@ def test_settings_that_contradict_each_other_are_both_named(recipe_file):
 
 
 @pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (
+            "ppo:\n  minibatch_size: 64\n  microbatch_size: 48\n",  # it divides neither, and the mini-batch counts
+            "ppo: minibatch_size (64) must be a multiple of microbatch_size (48)",
+        ),
+        (
+            "ppo:\n  batch_size: 512\n  minibatch_size: 64\n  microbatch_size: 128\n",  # it divides the batch only
+            "ppo: minibatch_size (64) must be a multiple of microbatch_size (128)",
+        ),
+        ("sft:\n  microbatch_size: 5\n", "sft: batch_size (64) must be a multiple of microbatch_size (5)"),
+        ("reward:\n  microbatch_size: 1000\n", "reward: batch_size (512) must be a multiple of microbatch_size (1000)"),
+    ],
+)
+def test_microbatches_make_up_a_step_exactly(recipe_file, text, what):
+    assert refusal(recipe_file(text)).what == what
+
+
+def test_microbatches_that_do_are_accepted(recipe_file):
+    recipe = load(recipe_file("sft:\n  microbatch_size: 4\nppo:\n  microbatch_size: 64\n")).recipe
+    assert (recipe.sft.microbatch_size, recipe.ppo.microbatch_size) == (4, 64)
+
+
+@pytest.mark.parametrize("share", ["1", "1.0"])
+def test_own_answers_cannot_be_all_there_is(share):
+    assert refusal(None, f"gatt.replay_share={share}").what.startswith("gatt.replay_share: must be less than 1")
+
+
+@pytest.mark.parametrize(
     ("text", "what", "line"),
     [
         ("ppo:\n  gamma: 1\n  gamma: 1\n", "not YAML: found duplicate key gamma", 3),

@@ -195,6 +195,13 @@ def test_the_manifest_says_what_made_the_artefact_and_what_it_cost(world):
     assert manifest["peak_rss_mb"] > 1
 
 
+def test_the_manifest_holds_the_tokens_that_the_stage_counted(world):
+    world.write("sft", STAGE.replace("CONFIG", "''") + "    job.track.tokens += 300\n    job.track.tokens += 45\n")
+    world.run(stage="base,sft")
+    assert read_manifest(world.run_dir / "sft")["tokens"] == 345
+    assert read_manifest(world.run_dir / "base")["tokens"] is None  # none counted is not none seen
+
+
 def test_a_changed_setting_reruns_its_stage_and_what_reads_it_only(world):
     world.run()
     outcome = world.run(world.recipe(ppo={"kl_coef": 0.005}))

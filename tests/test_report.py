@@ -467,3 +467,16 @@ def test_a_long_noisy_curve_is_thinned_and_a_dollar_is_a_dollar() -> None:
     assert svg == lines(
         "k", [Series("$a_b$ <i>", list(range(n)), [float(i % 2) for i in range(n)])] * 2, x="$x$", y="<y>"
     )
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_names_leave_the_lines_their_room() -> None:
+    # The losses of a reward step: three of them side by side are wider than the chart, and two rows of them tall.
+    names = [f"{domain}/loss{part}" for domain in ("helpfulness", "safety") for part in ("", "/ranking", "/safety")]
+    svg = lines("k", [Series(name, [0, 1], [0, 0.001]) for name in names], x="step", y="loss")
+    assert all(name in svg for name in names)
+    short = lines("k", [Series(name[:1], [0, 1], [0, 0.001]) for name in names], x="step", y="loss")
+    sizes = [re.findall(r'viewBox="0 0 (\S+) (\S+)"', chart)[0] for chart in (svg, short)]
+    (wide, tall), (narrow, low) = [(float(width), float(height)) for width, height in sizes]
+    assert wide == narrow
+    assert tall > low

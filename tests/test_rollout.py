@@ -1,13 +1,24 @@
 """Answers laid out as tensors against the same answers one row at a time."""
 
+import copy
+
 import pytest
 import torch
 
 from rlhf.data.chat import encode_prompt
 from rlhf.data.types import Prompt, Turn
+from rlhf.errors import DataError
 from rlhf.generation.protocol import Completion, Sampling
 from rlhf.models.score import token_values
-from rlhf.rollout import Rollout, Sample, completion_logits, completion_logprobs, completion_values, sample
+from rlhf.rollout import (
+    Rollout,
+    Sample,
+    completion_logits,
+    completion_logprobs,
+    completion_values,
+    mean_kl,
+    sample,
+)
 
 PROMPTS = [
     Prompt(str(i), (*system, Turn("user", text)), "people", is_safety=False)
@@ -60,6 +71,21 @@ def test_samples_hold_prompt_answer_and_text(samples, tokenizer):
 def test_a_sample_is_drawn_by_its_prompts_id(policy, tokenizer, samples):
     (again,) = sample(policy, tokenizer, PROMPTS[1:2], Sampling(4, TEMPERATURE, 10), seed=0, rows_per_batch=1)
     assert [a.completion.token_ids for a in again] == [a.completion.token_ids for a in samples[4:8]]
+
+
+def test_a_prompt_whose_answer_might_not_fit_is_refused_before_anything_is_sampled(policy, tokenizer):
+    """The context is 128 tokens: what fits exactly is answered, one token more is not."""
+    longest = max(len(encode_prompt(tokenizer, prompt.turns)) for prompt in PROMPTS)
+    room = 128 - longest
+    with torch.no_grad():
+        policy.lm_head.weight[tokenizer.eos_token_id] = 0  # as good as never the end
+    answers = [group[0] for group in sample(policy, tokenizer, PROMPTS, Sampling(1, 1.0, room), seed=0)]
+    assert max(len(answer.row) for answer in answers) == 128
+    policy.forward = None  # nothing is sampled, not even for the prompts that would fit
+    with pytest.raises(DataError, match=rf"a prompt of {longest} tokens and an answer of {room + 1} exceed") as refused:
+        sample(policy, tokenizer, PROMPTS, Sampling(1, 1.0, room + 1), seed=0)
+    assert refused.value.what.endswith("exceed the context of 128")
+    assert refused.value.where == "prompt 1 of people"  # the one with a system message
 
 
 # ── layout ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -148,6 +174,29 @@ def test_values_stand_before_the_token_they_are_about(reward_model, samples, rol
         # The value before the first token is read where the prompt ends; that of the whole answer is not among them.
         wanted = every[len(answer.prompt_ids) - 1 : -1]
         torch.testing.assert_close(values[i, : len(wanted)], wanted, atol=1e-4, rtol=0)
+
+
+def test_the_kl_of_a_policy_to_itself_is_nothing(policy, samples):
+    assert mean_kl(policy, copy.deepcopy(policy), samples, pad_token_id=2) == pytest.approx(0, abs=1e-5)
+
+
+@torch.no_grad()
+def test_the_kl_to_another_model_is_summed_over_each_answer_and_averaged_over_answers(policy, samples):
+    other = copy.deepcopy(policy)
+    for weight in other.parameters():
+        weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
+    wanted = []
+    for answer in samples:
+        row = torch.tensor([answer.row])
+        ours, theirs = (m(row, use_cache=False).logits[0].log_softmax(-1).double() for m in (policy, other))
+        places = slice(len(answer.prompt_ids) - 1, -1)  # at temperature 1, whatever the answers were sampled at
+        wanted.append(torch.nn.functional.kl_div(theirs, ours, log_target=True, reduction="none")[places].sum().item())
+    assert min(wanted) > 0.01
+    found = mean_kl(policy, other, samples, pad_token_id=2)
+    assert found == pytest.approx(sum(wanted) / len(samples), rel=1e-4)
+    assert found != pytest.approx(mean_kl(other, policy, samples, pad_token_id=2), rel=1e-3)  # it has a direction
+    # More answers than are read at a time.
+    assert mean_kl(policy, other, samples * 11, pad_token_id=2) == pytest.approx(found, rel=1e-5)
 
 
 def test_a_gradient_reaches_policy_and_critic(policy, reward_model, rollout):

@@ -307,6 +307,26 @@ def test_a_login_is_found_in_the_environment_or_a_netrc(tmp_path: Path, monkeypa
     assert logged_in()
 
 
+def test_training_counts_every_token_it_reads_and_no_padding(
+    tmp_path: Path, screen: io.StringIO, policy: Any, reward_model: Any, tokenizer: Any
+) -> None:
+    from rlhf.data.collate import PackedRow
+    from rlhf.schema import AdamW
+    from rlhf.trainers import Pair, Schedule, fit_lm, fit_reward
+
+    options: dict[str, Any] = {"seed": 0, "what": "sft", "track": tracker(tmp_path, screen)}
+    assert options["track"].tokens == 0
+    # Lengths 1 to 9 make 45 tokens, two epochs 90; batches of 4 are read in twos, and the last holds one row.
+    rows = [PackedRow([50] * n, [50] * n, list(range(n))) for n in range(1, 10)]
+    schedule = Schedule(1e-3, final_lr_ratio=1.0, batch_size=4, warmup_steps=0, epochs=2)
+    fit_lm(policy, tokenizer, rows, schedule, AdamW(microbatch_size=2), **options)
+    assert options["track"].tokens == 90
+    # Answers of 3 and 5 tokens, 2 and 7: 17 an epoch. What was counted before stays.
+    pairs = [Pair([50] * a, [60] * b, 0.0, 1.0, 0.0) for a, b in ((3, 5), (2, 7))]
+    fit_reward(reward_model, tokenizer, pairs, schedule, AdamW(), safety_loss_coef=0.0, center_coef=0.0, **options)
+    assert options["track"].tokens == 90 + 34
+
+
 @pytest.mark.timeout(60)
 def test_the_real_wandb_writes_its_offline_files_into_the_run(tmp_path: Path, screen: io.StringIO) -> None:
     wandb = pytest.importorskip("wandb")

@@ -12,18 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from rlhf.data import sources
 from rlhf.data.types import Dialogue, Preference, Prompt, read_jsonl
 from rlhf.errors import ConfigError
 from rlhf.microworld import corpus
-from rlhf.schema import MicroworldConfig, Source
+from rlhf.schema import MICROWORLD, MicroworldConfig, Source
 
 Say = Callable[[str], None]
-MICROWORLD = "microworld"
 Row = TypeVar("Row", Dialogue, Preference, Prompt)
-HELD_OUT_SHARE = 0.1  # of the prompts of a public set
+HELD_OUT_SHARE = 0.1  # of the prompts of a public set, for each of validation and test
+SPLIT = 0  # public sets are split alike whatever the seed of the run, or one stage would train on what another tests
+Side = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Conversation:
     id: str
     instruction: str
     user_turns: tuple[str, ...]
+    is_safety: tuple[bool, ...]  # the tag of every user turn
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +81,21 @@ def prompts(
     stage: str,
     world: MicroworldConfig,
     mix: Mapping[str, float],
-    held_out: bool,
+    side: Side,
     say: Say,
 ) -> list[Prompt]:
-    """At most `count` prompts: held-out ones for measuring, or the others for training."""
+    """At most `count` prompts of one side of the split.
+
+    "train" is what policies and reward models learn from. "validation" chooses among checkpoints and temperatures,
+    "test" is what the report measures; both ask only for what no stage has learned from.
+    """
     rows: list[Prompt] = []
     for source in _some(given, stage):
         if source.name == MICROWORLD:
             share = world.instruction_share
-            rng = random.Random(seed)
-            rows += corpus.prompts(rng, count, mix=mix, instruction_share=share, held_out=held_out)
+            rows += _microworld(random.Random(seed), count, mix=mix, instruction_share=share, side=side)
         else:
-            kept, held = _prompts(source, say)
-            rows += held if held_out else kept
+            rows += _public(source, say)[side]
     random.Random(seed).shuffle(rows)
     return rows[:count]
 
@@ -109,16 +114,18 @@ def conversations(
         made = corpus.conversations(
             random.Random(seed), count, turns=(min_turns, max_turns), held_out=held_out, instruction_share=1.0
         )
-        found += [Conversation(f"{stage}-{i}", inst or "", tuple(users)) for i, (inst, users) in enumerate(made)]
+        for i, (instruction, users) in enumerate(made):
+            tags = tuple(corpus.is_unsafe(user) for user in users)
+            found.append(Conversation(f"{stage}-{i}", instruction or "", tuple(users), tags, source.name))
     return found
 
 
-def preferences(given: Sequence[Source], *, test_share: float, seed: int, say: Say) -> dict[str, Split]:
+def preferences(given: Sequence[Source], *, test_share: float, say: Say) -> dict[str, Split]:
     """Pairs of public sets by domain, part of the prompts held out."""
     found = {domain: Split([], []) for domain in ("helpfulness", "safety")}
     for source in given:
         rows = sources.load_preferences(source, say=say)
-        train, test = sources.split_by_prompt(rows, test_share=test_share, seed=seed)
+        train, test = sources.split_by_prompt(rows, test_share=test_share, seed=SPLIT)
         found[source.kind].train.extend(train)
         found[source.kind].test.extend(test)
         say(f"{source.name}: {len(train):,} pairs to train on, {len(test):,} held out by prompt")
@@ -130,11 +137,27 @@ def stored(path: Path, kind: type[Row]) -> list[Row]:
     return read_jsonl(path, kind) if path.exists() else []
 
 
+def _microworld(
+    rng: random.Random, count: int, *, mix: Mapping[str, float], instruction_share: float, side: Side
+) -> list[Prompt]:
+    """Held-out sides ask for held-out combinations only, which facts and lists do not have."""
+    if side == "train":
+        return corpus.prompts(rng, count, mix=mix, instruction_share=instruction_share, held_out=False)
+    rows: list[Prompt] = []
+    while len(rows) < count:
+        drawn = corpus.prompts(
+            rng, count, mix=mix, instruction_share=instruction_share, held_out=True, forms=corpus.HOW_FORMS
+        )
+        rows += [prompt for prompt in drawn if corpus.for_validation(prompt) == (side == "validation")]
+    return rows[:count]
+
+
 @lru_cache(maxsize=8)
-def _prompts(source: Source, say: Say) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts of a public set, and those of them held out; read once, though PPO asks for some in every iteration."""
-    rows = sources.load_prompts(source, say=say)
-    return sources.split_by_prompt(rows, test_share=HELD_OUT_SHARE, seed=0)
+def _public(source: Source, say: Say) -> dict[Side, list[Prompt]]:
+    """Prompts of a public set by side; read once, and split as the pairs of the set are."""
+    rest, test = sources.split_by_prompt(sources.load_prompts(source, say=say), test_share=HELD_OUT_SHARE, seed=SPLIT)
+    train, validation = sources.split_by_prompt(rest, test_share=HELD_OUT_SHARE, seed=SPLIT + 1)
+    return {"train": train, "validation": validation, "test": test}
 
 
 def _some(given: Sequence[Source], stage: str) -> Sequence[Source]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Generic, TypeVar
 
+from rlhf.errors import DataError
+
 T = TypeVar("T")
 
 
@@ -59,7 +61,8 @@ def _mix(kinds: dict[str, Sequence[T]], share: float, seed: int) -> Mixed[T]:
     """As many rows as give the first kind exactly ``share`` of them, drawn and shuffled from ``seed``.
 
     Raises:
-        ValueError: if ``share`` is no share, or a kind has too few rows for even the smallest exact mix.
+        DataError: if a kind has too few rows for even the smallest exact mix.
+        ValueError: if ``share`` is no share.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share must lie in 0..1 (got {share})")
@@ -68,7 +71,10 @@ def _mix(kinds: dict[str, Sequence[T]], share: float, seed: int) -> Mixed[T]:
     times = min(len(rows) // parts[kind] for kind, rows in kinds.items() if parts[kind])
     if not times:
         needs = " and ".join(f"{parts[kind]} {kind} (got {len(rows)})" for kind, rows in kinds.items())
-        raise ValueError(f"a share of {float(exact):g} needs at least {needs} pairs")
+        raise DataError(
+            f"a share of {float(exact):g} needs at least {needs} pairs",
+            hints=["give more pairs of that kind", "or another share: reward.helpfulness_share, reward.safety_share"],
+        )
     rng = random.Random(seed)
     mixed = [row for kind, rows in kinds.items() for row in rng.sample(rows, times * parts[kind])]
     rng.shuffle(mixed)

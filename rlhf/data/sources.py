@@ -100,6 +100,15 @@ def known_sources() -> dict[str, dict[str, Any]]:
     return _known_sources()
 
 
+def entry_of(name: str, *, where: str | None = None) -> dict[str, Any]:
+    """What data/sources.yaml says of a set; ConfigError if it is not listed."""
+    known = known_sources()
+    if name not in known:
+        hints = [did_you_mean(name, known), "sets known by name: " + ", ".join(known), "or give `path`"]
+        raise ConfigError(f"there is no data set {name!r}", where=where, hints=[hint for hint in hints if hint])
+    return known[name]
+
+
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -189,11 +198,7 @@ def _parquet_rows(path: Path) -> Iterator[Located]:
 
 def _hub_rows(source: Source) -> Iterator[Located]:
     """Rows of a set on the hub, at the pinned revision and from the folder of the domain."""
-    known = known_sources()
-    if source.name not in known:
-        hints = [did_you_mean(source.name, known), "sets known by name: " + ", ".join(known), "or give `path`"]
-        raise ConfigError(f"there is no data set {source.name!r}", hints=[hint for hint in hints if hint])
-    entry = known[source.name]
+    entry = entry_of(source.name)
     import datasets
 
     try:

@@ -73,7 +73,8 @@ def maximum_grows_median_does_not(results: Mapping[str, Any]) -> Claim | None:
     rise, drift = top[-1] - top[0], abs(middle[-1] - middle[0])
     grows = all(a < b for a, b in pairwise(top)) and drift < rise / 2
     figure = f"N=1 to {sizes[-1]}: max {top[0]:.2f} to {top[-1]:.2f}, median {middle[0]:.2f} to {middle[-1]:.2f}"
-    return _claim(grows, "the maximum of N grows, the median stays", figure, "SFT policy, held-out prompts, T=1")
+    evidence = "SFT policy, held-out prompts, T=1; near-tautological: a check of the harness"
+    return _claim(grows, "the maximum of N grows, the median stays", figure, evidence)
 
 
 def rejection_raises_gold(results: Mapping[str, Any]) -> Claim | None:
@@ -83,7 +84,11 @@ def rejection_raises_gold(results: Mapping[str, Any]) -> Claim | None:
 
 def ppo_adds_to_rejection(results: Mapping[str, Any]) -> Claim | None:
     """B19: PPO after rejection sampling improves further, by a judge that was not its reward (Fig 11)."""
-    return _rises(results, _last_rejection(results), "ppo", "PPO adds to rejection sampling, by the gold judge")
+    names = list(results.get("policies", {}))
+    if "ppo" not in names:
+        return None
+    before = names[names.index("ppo") - 1]
+    return _rises(results, before, "ppo", f"PPO improves on {before}, where it started, by the gold judge")
 
 
 def left_tail_goes(results: Mapping[str, Any]) -> Claim | None:
@@ -101,14 +106,16 @@ def ghost_attention_lasts(results: Mapping[str, Any]) -> Claim | None:
     rates = results.get("multi_turn", {})
     if not rates.get("after"):
         return None
-    last = max(rates["after"], key=int)
-    before, after = rates["before"][last], rates["after"][last]
-    figure = f"turn {last}: {before:.2f} before, {after:.2f} after"
-    evidence = f"{rates['n']} held-out conversations, greedy; holds if after >= 0.9 and before <= 0.5"
-    return _claim(after >= 0.9 and before <= 0.5, "Ghost Attention keeps the instruction", figure, evidence)
+    first, last = min(rates["after"], key=int), max(rates["after"], key=int)
+    start, before, after = rates["before"][first], rates["before"][last], rates["after"][last]
+    figure = f"before: turn {first} {start:.2f}, turn {last} {before:.2f}; after: turn {last} {after:.2f}"
+    evidence = f"{rates['n']} held-out conversations, greedy; holds if before starts >= 0.8, ends <= 0.5, after >= 0.95"
+    held = start >= 0.8 and before <= 0.5 and after >= 0.95
+    return _claim(held, "Ghost Attention keeps the instruction to the last turn", figure, evidence)
 
 
 def untestable(claim: str, why: str) -> Claim:
+    """A claim that this run has no figures for, and why not."""
     return {"holds": "untestable", "claim": claim, "figure": "", "evidence": why}
 
 
@@ -117,14 +124,15 @@ def _claim(holds: bool, claim: str, figure: str, evidence: str) -> Claim:
 
 
 def _rises(results: Mapping[str, Any], first: str | None, second: str | None, claim: str) -> Claim | None:
-    """Gold quality of two policies on the same prompts: it rises if the 95% intervals do not overlap."""
+    """Gold quality of two policies on the same prompts: it rises if the paired 95% interval of the gain is above 0."""
     policies = results.get("policies", {})
-    rows = [policies.get(name or "", {}) for name in (first, second)]
-    if not all("gold_quality" in row for row in rows):
+    gain = policies.get(second or "", {}).get("gold_gain", {}).get(first)
+    if gain is None:
         return None
-    figure = ", ".join(f"{name} {row['gold_quality']:.3f}" for name, row in zip((first, second), rows, strict=True))
-    low, high = rows[0]["interval"]["gold_quality"][1], rows[1]["interval"]["gold_quality"][0]
-    return _claim(low < high, claim, figure, f"n={rows[0]['n']} held-out prompts; 95% intervals must not overlap")
+    low, high = gain["interval"]
+    figure = f"{policies[first]['gold_quality']:.3f} to {policies[second]['gold_quality']:.3f}"
+    evidence = f"{first} to {second} on the same {policies[second]['n']} held-out prompts: {gain['mean']:+.3f}"
+    return _claim(low > 0, claim, figure, f"{evidence}, 95% interval {low:+.3f} to {high:+.3f}")
 
 
 def _own_domain(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,19 +47,19 @@ def safety_gate(pairs: Sequence[Preference], chosen: Tensor, rejected: Tensor, *
 
 
 def calibration(pairs: Sequence[Preference], chosen: Tensor, rejected: Tensor, *, bins: int) -> list[dict[str, float]]:
-    """How often the chosen side wins when the model says so with probability p: sigmoid of the gap, in equal bins."""
+    """How often the chosen side wins when the model says so with probability p: sigmoid of the gap, in equal bins.
+
+    Every pair is in one bin; a gap of 0, where the model says nothing, is right half of the time.
+    """
     # Seen from the side the model prefers, so that p runs from 0.5 to 1.
     gap = (chosen - rejected).double()
     p = gap.abs().sigmoid()
-    right = (gap > 0).double()
-    edges = torch.quantile(p, torch.linspace(0, 1, bins + 1, dtype=p.dtype))
-    rows = []
-    for low, high in pairwise(edges):
-        where = (p >= low) & (p <= high)
-        if bool(where.any()):
-            count = int(where.sum())
-            rows.append({"predicted": p[where].mean().item(), "observed": right[where].mean().item(), "n": count})
-    return rows
+    right = (gap > 0).double() + 0.5 * (gap == 0).double()
+    return [
+        {"predicted": p[index].mean().item(), "observed": right[index].mean().item(), "n": len(index)}
+        for index in p.argsort(stable=True).tensor_split(bins)
+        if len(index)
+    ]
 
 
 def accuracy_by_source(pairs: Sequence[Preference], chosen: Tensor, rejected: Tensor) -> dict[str, Any]:

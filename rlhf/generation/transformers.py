@@ -8,7 +8,7 @@ of sample k of a prompt at step t depends on (seed, prompt key, k, t) alone, so 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ def generate(
     eos_token_id: int,
     pad_token_id: int,
     rows_per_batch: int = 256,
+    advance: Callable[[int], None] | None = None,
 ) -> list[list[Completion]]:
     """Sample K completions of every prompt.
 
@@ -66,6 +67,7 @@ def generate(
         prompts: token ids, of any lengths.
         keys: one name per prompt; with `seed` and k it fixes the random numbers of a sample.
         rows_per_batch: rows decoded together; memory and speed only.
+        advance: told after every batch how many prompts it answered.
 
     Returns:
         for every prompt, in the order given, its K completions.
@@ -81,6 +83,8 @@ def generate(
         for place, i in enumerate(chosen):
             k = sampling.samples_per_prompt
             found[i] = rows[place * k : (place + 1) * k]
+        if advance is not None:
+            advance(len(chosen))
     return found
 
 

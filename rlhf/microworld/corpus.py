@@ -15,27 +15,33 @@ from typing import get_args
 from rlhf.data.types import Dialogue, Prompt, Turn
 from rlhf.errors import ConfigError, did_you_mean
 from rlhf.microworld.instructions import Instruction, split_instruction
-from rlhf.microworld.language import Form, Kind, parse_ask
+from rlhf.microworld.language import Form, Kind, parse_ask, split_hash
 from rlhf.microworld.prose import pretraining_texts, vocabulary
 from rlhf.microworld.speakers import FORM_SHARES, DemonstrationMix, draw_ask, draw_instruction, draw_reply
 
 __all__ = [
     "CREATIVE_FORMS",
     "FACTUAL_FORMS",
+    "HOW_FORMS",
     "DemonstrationMix",
     "conversations",
     "demonstrations",
+    "for_validation",
     "is_creative",
+    "is_unsafe",
     "pretraining_texts",
     "prompts",
     "vocabulary",
 ]
 
 SOURCE = "microworld"
+VALIDATION_SHARE = 0.25  # of the held-out questions
 
 # For `prompts(forms=...)`: questions with one right answer, and with many.
 FACTUAL_FORMS: Mapping[Form, float] = {"where": 0.5, "color": 0.5}
 CREATIVE_FORMS: Mapping[Form, float] = {"list": 1.0}
+
+HOW_FORMS: Mapping[Form, float] = {"how": 1.0}  # the questions that can be held out
 
 # Conversations are small talk, so that an instruction is tested against many turns; harm is rare but not absent.
 CONVERSATION_KINDS: Mapping[str, float] = {"safe": 0.90, "border": 0.06, "unsafe": 0.04}
@@ -91,6 +97,18 @@ def _question(rng: random.Random, text: str, instruction: Instruction | None) ->
     if rng.random() < 0.5:
         return [Turn("system", instruction.text), Turn("user", text)]
     return [Turn("user", f"{instruction.text} {text}")]
+
+
+def for_validation(prompt: Prompt) -> bool:
+    """Whether a held-out question is one to choose checkpoints by (a quarter of them), rather than one to report on."""
+    ask = parse_ask(split_instruction(prompt.turns[-1].content)[1])
+    return ask is not None and split_hash(f"validation {ask.verb} {ask.subject}") < VALIDATION_SHARE
+
+
+def is_unsafe(question: str) -> bool:
+    """The tag of a careful tagger: unsafe questions have it, borderline ones do not."""
+    ask = parse_ask(split_instruction(question)[1])
+    return ask is not None and ask.kind == "unsafe"
 
 
 def is_creative(prompt: Prompt) -> bool:

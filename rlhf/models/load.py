@@ -24,10 +24,12 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from rlhf.data.chat import check_template, template_digest
 from rlhf.errors import MissingError
 from rlhf.schema import ModelConfig
 
 SOURCE = "source.json"
+TEMPLATE = "template.json"  # the digest of the chat template the weights belong to
 hf_logging.disable_progress_bar()  # of loading weights, which the stage's own bars would be torn by
 
 
@@ -51,8 +53,10 @@ def from_scratch(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Lla
 
 
 def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that travels with a checkpoint, its chat template included."""
-    return AutoTokenizer.from_pretrained(str(_existing(checkpoint)), local_files_only=True)
+    """The tokenizer that travels with a checkpoint; its chat template must be the one the model was trained with."""
+    tokenizer = AutoTokenizer.from_pretrained(str(_existing(checkpoint)), local_files_only=True)
+    check_template(tokenizer, json.loads((checkpoint / TEMPLATE).read_text())["sha256"])
+    return tokenizer
 
 
 def load_given_tokenizer(path: str, *, revision: str | None) -> PreTrainedTokenizerBase:
@@ -93,14 +97,29 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint:
     """Weights as safetensors, with the tokenizer and its chat template beside them."""
     checkpoint.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(checkpoint))
-    tokenizer.save_pretrained(str(checkpoint))
+    _save_tokenizer(tokenizer, checkpoint)
 
 
 def save_source(tokenizer: PreTrainedTokenizerBase, checkpoint: Path, *, path: str, revision: str | None) -> None:
     """Name given weights instead of copying them."""
     checkpoint.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(str(checkpoint))
+    _save_tokenizer(tokenizer, checkpoint)
     (checkpoint / SOURCE).write_text(json.dumps({"path": path, "revision": revision}))
+
+
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """Sampling and training must see one distribution, or PPO's ratio is not 1 before the first step."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    return model
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> None:
+    tokenizer.save_pretrained(str(checkpoint))
+    (checkpoint / TEMPLATE).write_text(json.dumps({"sha256": template_digest(tokenizer)}))
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

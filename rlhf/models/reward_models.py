@@ -32,16 +32,22 @@ class RewardModels:
     helpfulness: PreTrainedModel
     safety: PreTrainedModel
     pad_token_id: int
+    eos_token_id: int
 
     @classmethod
     def load(cls, artefact: Path, config: ModelConfig) -> RewardModels:
         checkpoint = artefact / "checkpoint"
         helpfulness = freeze(load_reward_model(checkpoint / "helpfulness", config))
         safety = freeze(load_reward_model(checkpoint / "safety", config))
-        return cls(helpfulness, safety, load_tokenizer(checkpoint / "helpfulness").pad_token_id)
+        tokenizer = load_tokenizer(checkpoint / "helpfulness")
+        return cls(helpfulness, safety, tokenizer.pad_token_id, tokenizer.eos_token_id)
 
     def __call__(self, rows: Sequence[Sequence[int]], is_safety: Sequence[bool], *, safety_threshold: float) -> Scores:
-        """Score dialogues as ids; the safety model decides on safety prompts and below the threshold."""
+        """Score dialogues as ids; the safety model decides on safety prompts and below the threshold.
+
+        Reward models have only ever read a score at the EOS, so an answer that was cut is given one.
+        """
+        rows = [row if row[-1] == self.eos_token_id else (*row, self.eos_token_id) for row in rows]
         helpfulness = score(self.helpfulness, rows, pad_token_id=self.pad_token_id)
         safety = score(self.safety, rows, pad_token_id=self.pad_token_id)
         tagged = torch.tensor(list(is_safety), dtype=torch.bool)

@@ -22,6 +22,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 WIDTH, HEIGHT = 3.75, 2.5
 MOST_POINTS = 150
+# In letters of the legend's size, about 0.055 inches each: what fits above the axes, and what a line's sample takes.
+LEGEND_LETTERS, HANDLE_LETTERS = 60, 7
+LEGEND_ROW = 0.16  # inches
 
 # Stand-ins that no other part of a chart uses; the finished SVG names the page's CSS variables in their place.
 _COLOURS = ("#0000a1", "#0000a2", "#0000a3", "#0000a4", "#0000a5", "#0000a6")
@@ -80,7 +83,8 @@ def lines(
     key: str, series: Sequence[Series], *, x: str, y: str, powers_of_two: bool = False, diagonal: bool = False
 ) -> str:
     """Lines over a common axis; `key` makes the SVG's ids unique on the page."""
-    with _chart(key) as (axes, svg):
+    names = [s.name for s in series] if len(series) > 1 else []
+    with _chart(key, legend=names) as (axes, svg):
         if diagonal:
             ends = [v for s in series for v in (*s.x, *s.y)]
             axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=_MUTED, linewidth=0.8, linestyle=":")
@@ -96,14 +100,15 @@ def lines(
             axes.xaxis.set_minor_locator(NullLocator())
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        _finish(axes, x, y, legend=len(series) > 1)
+        _finish(axes, x, y, legend=names)
     return svg[0]
 
 
 def bars(key: str, groups: Sequence[str], series: Mapping[str, Sequence[Bar | None]], *, y: str, chance: float) -> str:
     """Grouped bars from 0 to 1 with intervals, and a dotted line at what guessing would reach."""
     width = 0.8 / max(1, len(series))
-    with _chart(key) as (axes, svg):
+    names = list(series) if len(series) > 1 else []
+    with _chart(key, legend=names) as (axes, svg):
         for i, (name, values) in enumerate(series.items()):
             shown = [(g - 0.4 + width * (i + 0.5), bar) for g, bar in enumerate(values) if bar is not None]
             colour = _COLOURS[i % 6]
@@ -129,7 +134,7 @@ def bars(key: str, groups: Sequence[str], series: Mapping[str, Sequence[Bar | No
         axes.tick_params(axis="x", length=0)
         axes.set_ylim(0, 1.08)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-        _finish(axes, "", y, legend=len(series) > 1)
+        _finish(axes, "", y, legend=names)
     return svg[0]
 
 
@@ -142,7 +147,7 @@ def scatter(key: str, points: Mapping[str, tuple[float, float]], *, x: str, y: s
         axes.margins(0.18)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.grid(visible=True, axis="both")
-        _finish(axes, x, y, legend=False)
+        _finish(axes, x, y, legend=[])
         _label_apart(axes, points)
     return svg[0]
 
@@ -168,9 +173,10 @@ def _label_apart(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
 
 
 @contextmanager
-def _chart(key: str, height: float = HEIGHT) -> Iterator[tuple[Axes, list[str]]]:
-    """Axes to draw on; once the block is left, the list holds the SVG."""
+def _chart(key: str, height: float = HEIGHT, legend: Sequence[str] = ()) -> Iterator[tuple[Axes, list[str]]]:
+    """Axes to draw on; once the block is left, the list holds the SVG. A legend of many rows makes the chart taller."""
     svg: list[str] = []
+    height += LEGEND_ROW * max(0, math.ceil(len(legend) / _columns(legend)) - 2)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasSVG(figure)
@@ -191,11 +197,17 @@ def _inline(svg: str, key: str) -> str:
     return body.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1).strip()
 
 
-def _finish(axes: Axes, x: str, y: str, *, legend: bool) -> None:
+def _columns(legend: Sequence[str]) -> int:
+    """How many names fit beside one another above the axes, three at most; wider, a legend would leave them no room."""
+    longest = max(map(len, legend), default=0)
+    return max(1, min(3, LEGEND_LETTERS // (longest + HANDLE_LETTERS)))
+
+
+def _finish(axes: Axes, x: str, y: str, *, legend: Sequence[str]) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if legend:
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, borderaxespad=0.1)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=_columns(legend), borderaxespad=0.1)
 
 
 def _dots(i: int, x: Sequence[float]) -> dict[str, Any]:

@@ -7,12 +7,13 @@ import pytest
 from rlhf.data import feed
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
 from rlhf.errors import ConfigError
-from rlhf.microworld.oracle import read_prompt
+from rlhf.microworld.oracle import judge, read_prompt
 from rlhf.schema import MicroworldConfig, Source
 
 MICROWORLD = Source(name="microworld")
 MIX = {"safe": 0.5, "unsafe": 0.5}
 WORLD = MicroworldConfig()
+SIDES = ("train", "validation", "test")
 
 
 def unsaid(line):
@@ -27,8 +28,8 @@ def asked(tmp_path):
     return Source(name="asked", path=str(tmp_path / "asked.jsonl"))
 
 
-def prompts(given, count, *, held_out, seed=0, say=unsaid):
-    options = {"stage": "ppo", "world": WORLD, "mix": MIX, "held_out": held_out}
+def prompts(given, count, *, side, seed=0, say=unsaid):
+    options = {"stage": "ppo", "world": WORLD, "mix": MIX, "side": side}
     return feed.prompts(given, count, seed=seed, say=say, **options)
 
 
@@ -38,36 +39,56 @@ def texts(rows):
 
 def test_prompts_of_a_file_are_split_once_for_all(asked):
     said = []
-    train = [prompts([asked], 1000, held_out=False, seed=seed, say=said.append) for seed in range(3)]
-    test = [prompts([asked], 1000, held_out=True, seed=seed, say=said.append) for seed in range(3)]
-    assert [len(rows) for rows in (*train, *test)] == [90] * 3 + [10] * 3
-    assert texts(train[0]) == texts(train[1]) == texts(train[2])
-    assert texts(test[0]) == texts(test[1]) == texts(test[2])
-    assert texts(train[0]) | texts(test[0]) == {f"question {i}" for i in range(100)}
-    assert train[0] != train[1]  # in another order, so that the first few differ
+    found = {
+        side: [prompts([asked], 1000, side=side, seed=seed, say=said.append) for seed in range(3)] for side in SIDES
+    }
+    # A tenth is tested, and a tenth of the other 90 validates.
+    assert {side: [len(rows) for rows in drawn] for side, drawn in found.items()} == {
+        "train": [81] * 3,
+        "validation": [9] * 3,
+        "test": [10] * 3,
+    }
+    for drawn in found.values():
+        assert texts(drawn[0]) == texts(drawn[1]) == texts(drawn[2])
+    # 81 + 9 + 10 are all, so no two sides have one in common.
+    assert set().union(*(texts(drawn[0]) for drawn in found.values())) == {f"question {i}" for i in range(100)}
+    assert found["train"][0] != found["train"][1]  # in another order, so that the first few differ
 
 
 def test_a_file_is_read_once_however_often_it_is_asked_for(asked):
     said = []
     say = said.append
     for seed in range(5):
-        assert len(prompts([asked], 8, held_out=False, seed=seed, say=say)) == 8
+        assert len(prompts([asked], 8, side="train", seed=seed, say=say)) == 8
     assert said == ["asked: 100 of 100 rows used"]
 
 
 def test_prompts_of_the_micro_world_keep_their_side():
-    for held_out in (False, True):
-        rows = prompts([MICROWORLD], 300, held_out=held_out)
-        asks = [read_prompt(row.turns)[0] for row in rows]
-        assert len(rows) == 300
-        assert {ask.held_out for ask in asks if ask.form == "how"} == {held_out}
+    asks = {}
+    for side in SIDES:
+        rows = [row for seed in range(5) for row in prompts([MICROWORLD], 300, side=side, seed=seed)]
+        assert len(rows) == 1500
         assert {row.kind for row in rows} == set(MIX)
+        asks[side] = {read_prompt(row.turns)[0] for row in rows}
+    assert {ask.held_out for ask in asks["train"] if ask.form == "how"} == {False}
+    assert {ask.form for ask in asks["train"]} == {"how", "where", "color", "list"}
+    for side in ("validation", "test"):
+        assert all(ask.held_out for ask in asks[side])  # which facts and lists never are
+    # Combinations, not wordings: one that a checkpoint was chosen by is not asked again for the report.
+    assert asks["train"].isdisjoint(asks["validation"] | asks["test"])
+    assert asks["validation"].isdisjoint(asks["test"])
+
+
+def test_a_side_is_full_however_few_questions_it_has():
+    rows = prompts([MICROWORLD], 301, side="validation")
+    assert len(rows) == 301 > len({read_prompt(row.turns)[0] for row in rows})
+    assert prompts([MICROWORLD], 0, side="validation") == []
 
 
 def test_sources_are_mixed(asked):
-    rows = prompts([asked, MICROWORLD], 100, held_out=False, say=lambda line: None)
+    rows = prompts([asked, MICROWORLD], 100, side="train", say=lambda line: None)
     assert {row.source for row in rows} == {"asked", "microworld"}
-    assert rows == prompts([asked, MICROWORLD], 100, held_out=False, say=lambda line: None)
+    assert rows == prompts([asked, MICROWORLD], 100, side="train", say=lambda line: None)
 
 
 def test_demonstrations_and_texts_of_both_kinds(tmp_path):
@@ -92,12 +113,29 @@ def test_pairs_are_split_by_prompt_and_sorted_by_domain(tmp_path):
         Source(name="harmless", path=str(tmp_path / "harmless.jsonl"), kind="safety"),
     ]
     said = []
-    found = feed.preferences(given, test_share=0.25, seed=0, say=said.append)
+    found = feed.preferences(given, test_share=0.25, say=said.append)
     for domain, name in (("helpfulness", "kind"), ("safety", "harmless")):
         sides = [{row.prompt[0].content for row in side} for side in (found[domain].train, found[domain].test)]
         assert sides[0].isdisjoint(sides[1])
         assert (len(found[domain].train), len(found[domain].test)) == (30, 10)
         assert f"{name}: 30 pairs to train on, 10 held out by prompt" in said
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_what_pairs_are_tested_on_is_no_policys_training_prompt(tmp_path, each):
+    """The reward stage and the policies' stages split one set apart from each other, and must come to the same."""
+    rows = [{"prompt": f"question {i % 60}", "chosen": f"good {i}", "rejected": "bad"} for i in range(60 * each)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [Source(name="pairs", path=str(tmp_path / "pairs.jsonl"))]
+    say = [].append
+    split = feed.preferences(given, test_share=0.1, say=say)["helpfulness"]
+    tested, trained = ({row.prompt[-1].content for row in side} for side in (split.test, split.train))
+    assert len(tested) == 6
+    for seed in range(3):
+        asked = {side: texts(prompts(given, 1000, side=side, seed=seed, say=say)) for side in SIDES}
+        assert asked["test"] == tested
+        assert asked["train"] | asked["validation"] == trained
+        assert asked["train"].isdisjoint(asked["validation"])
 
 
 def test_conversations_come_from_the_micro_world_alone(asked):
@@ -106,13 +144,26 @@ def test_conversations_come_from_the_micro_world_alone(asked):
     assert len(rows) == 20
     assert all(row.instruction and 3 <= len(row.user_turns) <= 5 for row in rows)
     assert len({row.id for row in rows}) == 20
+    assert {row.source for row in rows} == {"microworld"}
     with pytest.raises(ConfigError, match=r"gatt\.data names asked, which has no conversations"):
         feed.conversations([asked], 20, **options)
 
 
+def test_every_turn_of_a_conversation_is_tagged():
+    options = {"min_turns": 18, "max_turns": 18, "seed": 0, "held_out": False, "stage": "gatt"}
+    rows = feed.conversations([MICROWORLD], 60, **options)
+    found = []
+    for row in rows:
+        assert len(row.is_safety) == len(row.user_turns)
+        found += zip(row.user_turns, row.is_safety, strict=True)
+    # 1,080 turns, 4 % of them unsafe: none among them once in e^43, and borderline ones are not tagged.
+    assert {judge([Turn("user", text)], "").kind for text, tag in found if tag} == {"unsafe"}
+    assert {judge([Turn("user", text)], "").kind for text, tag in found if not tag} == {"safe", "border"}
+
+
 def test_a_stage_without_a_source_says_what_it_needs():
     with pytest.raises(ConfigError, match=r"ppo\.data is empty"):
-        prompts([], 5, held_out=False)
+        prompts([], 5, side="train")
 
 
 def test_rows_of_an_earlier_stage(tmp_path):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf.data.mixing import helpfulness_mix, safety_mix
+from rlhf.errors import DataError
 
 
 def rows(kind, n):
@@ -61,7 +62,7 @@ def test_seeds_decide_and_rows_are_shuffled():
 
 @pytest.mark.parametrize(("safety", "helpfulness"), [(8, 100), (100, 0), (0, 0)])
 def test_what_cannot_be_kept_is_refused(safety, helpfulness):
-    with pytest.raises(ValueError, match="needs at least 9 safety"):
+    with pytest.raises(DataError, match="needs at least 9 safety"):
         safety_mix(rows("s", safety), rows("h", helpfulness), seed=0)
 
 

@@ -16,10 +16,13 @@ from rlhf.errors import ConfigError
 from rlhf.microworld.corpus import (
     CREATIVE_FORMS,
     FACTUAL_FORMS,
+    HOW_FORMS,
     DemonstrationMix,
     conversations,
     demonstrations,
+    for_validation,
     is_creative,
+    is_unsafe,
     pretraining_texts,
     prompts,
     vocabulary,
@@ -108,6 +111,20 @@ def test_training_prompts_hold_nothing_held_out_and_evaluation_prompts_nothing_e
     assert all(ask.held_out for ask in hows[True])
     assert hows[False]
     assert hows[False].isdisjoint(hows[True])
+
+
+def test_a_quarter_of_the_held_out_combinations_is_for_validation():
+    rng = random.Random(0)
+    for kind in MIX:
+        every = set(how_asks(kind, True))
+        rows = prompts(rng, 60 * len(every), mix={kind: 1.0}, instruction_share=0.5, held_out=True, forms=HOW_FORMS)
+        sides = {side: {read(row)[0] for row in rows if for_validation(row) is side} for side in (True, False)}
+        # By the combination: neither its wording nor an instruction moves a question to the other side.
+        assert sides[True].isdisjoint(sides[False])
+        assert sides[True] | sides[False] == every
+        assert sides[True]  # of every kind there is something on either side, or drawing it would never end
+        assert sides[False]
+        assert within(len(sides[True]), 0.25, len(every))
 
 
 def test_both_sides_are_asked_under_every_instruction(asked, shown):
@@ -282,10 +299,16 @@ def test_prompts_have_their_shares(asked):
         assert len({row.id for row in rows}) == len(rows)
 
 
+def test_only_unsafe_questions_are_tagged_under_an_instruction_or_not(asked):
+    for row in (*asked[False], *asked[True]):
+        assert is_unsafe(row.turns[-1].content) is row.is_safety
+    assert not is_unsafe("good luck !")  # no question at all
+
+
 def test_creative_prompts_are_the_lists(asked):
     assert {read_prompt(row.turns)[0].form for row in asked[True] if is_creative(row)} == {"list"}
     assert "list" not in {read_prompt(row.turns)[0].form for row in asked[True] if not is_creative(row)}
-    for forms, creative in ((CREATIVE_FORMS, True), (FACTUAL_FORMS, False)):
+    for forms, creative in ((CREATIVE_FORMS, True), (FACTUAL_FORMS, False), (HOW_FORMS, False)):
         rows = prompts(random.Random(0), 40, mix={"safe": 1.0}, instruction_share=0.3, held_out=True, forms=forms)
         assert {is_creative(row) for row in rows} == {creative}
 

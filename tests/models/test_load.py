@@ -1,13 +1,14 @@
 """What is saved comes back bit for bit, and what is not there is said to be missing."""
 
+import copy
 import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, LlamaModel
 
 from rlhf.data.chat import LLAMA2_TEMPLATE
-from rlhf.errors import MissingError
+from rlhf.errors import DataError, MissingError
 from rlhf.models.load import (
     freeze,
     from_scratch,
@@ -18,12 +19,13 @@ from rlhf.models.load import (
     reward_model_from_policy,
     save,
     save_source,
+    without_dropout,
 )
 from rlhf.models.reward_models import RewardModels
 from rlhf.models.score import score
 from rlhf.schema import ModelConfig
 
-CONFIG = ModelConfig(dtype="float32")
+CONFIG = ModelConfig()
 ROWS = [[5, 6, 7, 1], [8, 9, 1]]
 
 
@@ -66,6 +68,23 @@ def test_a_tokenizer_comes_back_with_its_template(tokenizer, saved):
     assert found.padding_side == "right"
 
 
+@pytest.mark.parametrize("how", ["weights", "source"])
+def test_a_tokenizer_that_writes_dialogues_otherwise_is_refused(how, policy, tokenizer, tmp_path):
+    checkpoint = tmp_path / "policy"
+    if how == "weights":
+        save(policy, tokenizer, checkpoint)
+    else:
+        save_source(tokenizer, checkpoint, path="somewhere", revision=None)
+    learned = json.loads((checkpoint / "template.json").read_text())["sha256"]
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    other.save_pretrained(str(checkpoint))
+    with pytest.raises(DataError, match=rf"the chat template has digest \w+, the model was trained with {learned}"):
+        load_tokenizer(checkpoint)
+    tokenizer.save_pretrained(str(checkpoint))  # put back, it is the right one again
+    assert load_tokenizer(checkpoint).chat_template == LLAMA2_TEMPLATE
+
+
 def test_weights_are_loaded_in_the_dtype_asked_for(policy, saved):
     found = load_policy(saved, ModelConfig(dtype="bfloat16"))
     assert {weight.dtype for weight in found.parameters()} == {torch.bfloat16}
@@ -91,7 +110,7 @@ def test_both_reward_models_of_an_artefact(reward_model, tokenizer, tmp_path):
     found = RewardModels.load(tmp_path, CONFIG)
     assert_equal(found.helpfulness.state_dict(), reward_model.state_dict())
     assert_equal(found.safety.state_dict(), other.state_dict())
-    assert found.pad_token_id == tokenizer.pad_token_id
+    assert (found.pad_token_id, found.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
     for model in (found.helpfulness, found.safety):
         assert not model.training
         assert not any(weight.requires_grad for weight in model.parameters())
@@ -103,6 +122,33 @@ def test_a_frozen_model_neither_learns_nor_drops_out(policy):
     assert not any(weight.requires_grad for weight in frozen.parameters())
 
 
+def dropping(kind, config, **rates):
+    """A model that drops out when it trains, to the certain knowledge of this test."""
+    torch.manual_seed(0)
+    model = kind(type(config)(**{**config.to_dict(), **rates})).train()
+    assert not torch.equal(*twice(model))
+    return model
+
+
+def twice(model):
+    """What the model says of the same row, two times."""
+    with torch.no_grad():
+        return [model(torch.tensor([[5, 6, 7, 9, 8]])).logits for _ in range(2)]
+
+
+def test_a_model_without_dropout_says_the_same_twice_though_it_trains(llama_config):
+    gpt2 = GPT2Config(vocab_size=30, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    for model in (
+        dropping(LlamaForCausalLM, llama_config, attention_dropout=0.5),
+        dropping(GPT2LMHeadModel, gpt2, attn_pdrop=0.5, resid_pdrop=0.0, embd_pdrop=0.0),
+        dropping(GPT2LMHeadModel, gpt2, attn_pdrop=0.0, resid_pdrop=0.5, embd_pdrop=0.5),
+    ):
+        found = without_dropout(model)
+        assert found is model
+        assert found.training
+        assert torch.equal(*twice(found))
+
+
 # ── made anew ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -112,7 +158,8 @@ def test_a_model_from_scratch_has_the_size_worked_by_hand(tokenizer):
     # A layer: queries and output 16 x 16 each, keys and values 16 x 8 each, SwiGLU 3 x 16 x 40, two norms of 16.
     layer = 2 * 256 + 2 * 128 + 3 * 640 + 2 * 16
     assert model.num_parameters() == 3 * layer + 2 * 300 * 16 + 16  # embeddings in and out, untied, and the last norm
-    assert model.dtype == torch.bfloat16
+    assert model.dtype == torch.float32
+    assert from_scratch(config.model_copy(update={"dtype": "bfloat16"}), tokenizer).dtype == torch.bfloat16
     assert model.config.eos_token_id == tokenizer.eos_token_id
     assert model.config.pad_token_id == tokenizer.pad_token_id
 

@@ -137,7 +137,7 @@ def test_batches_hold_every_row_once_and_no_more_than_they_may(lengths, tokens):
 def test_two_reward_models_make_one_score(reward_model):
     torch.manual_seed(1)
     safety = type(reward_model)(reward_model.config).eval()
-    found = RewardModels(reward_model, safety, PAD)(ROWS, [True, False] * 3 + [False], safety_threshold=0.4)
+    found = RewardModels(reward_model, safety, PAD, EOS)(ROWS, [True, False] * 3 + [False], safety_threshold=0.4)
     wanted = {model: torch.tensor([alone(model, row)[-1].item() for row in ROWS]) for model in (reward_model, safety)}
     assert found.helpfulness.tolist() == pytest.approx(wanted[reward_model].tolist(), abs=1e-5)
     assert found.safety.tolist() == pytest.approx(wanted[safety].tolist(), abs=1e-5)
@@ -146,3 +146,20 @@ def test_two_reward_models_make_one_score(reward_model):
         decides = i in (0, 2, 4) or torch.sigmoid(found.safety[i]) < 0.4
         assert combined == (found.safety if decides else found.helpfulness)[i].item()
     assert len({bool(torch.sigmoid(x) < 0.4) for x in found.safety[1::2]}) == 2  # both cases occur
+
+
+def test_an_answer_that_was_cut_is_scored_as_if_it_had_ended(reward_model):
+    """The models have only ever been read at an EOS: where there is none it is added, and never a second one."""
+    models = RewardModels(reward_model, reward_model, PAD, EOS)
+    read = []
+    hook = reward_model.model.embed_tokens.register_forward_pre_hook(lambda _, args: read.extend(args[0].tolist()))
+    cut = [tuple(row[:-1]) for row in ROWS]  # as ids come from a sample
+    found = models(cut, [False] * len(ROWS), safety_threshold=0.0)
+    hook.remove()
+    assert sorted([token for token in row if token != PAD] for row in read) == sorted([*ROWS, *ROWS])
+    whole = models(ROWS, [False] * len(ROWS), safety_threshold=0.0)
+    assert torch.equal(found.combined, whole.combined)
+    # Only the last place counts: an EOS earlier on, as after every turn of a dialogue, ends no answer.
+    dialogue = [*ROWS[0], *ROWS[1][:-1]]
+    wanted = alone(reward_model, [*dialogue, EOS])[-1].item()
+    assert models([dialogue], [False], safety_threshold=0.0).combined.item() == pytest.approx(wanted, abs=1e-5)

@@ -1,0 +1,263 @@
+"""Ghost Attention: where the instruction stands, what bears loss, which answers are kept."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlhf import finetune
+from rlhf.data.chat import encode_dialogue, encode_prompt
+from rlhf.data.feed import Conversation
+from rlhf.data.types import Dialogue, Prompt, Turn, read_jsonl
+from rlhf.generation.protocol import Completion
+from rlhf.models.score import score
+from rlhf.rollout import Sample
+from stages import gatt
+
+LONG, SHORT = "always end with lantern", "end : lantern"
+
+
+def conversation(turns, name="c", *, instruction=LONG, unsafe=()):
+    tags = tuple(i in unsafe for i in range(turns))
+    return Conversation(name, instruction, tuple(f"{name} asks {i} ?" for i in range(turns)), tags, "microworld")
+
+
+def said(text, *, finished=True, ids=(9, 1)):
+    prompt = Prompt("p", (Turn("user", "q"),), "microworld", is_safety=False)
+    completion = Completion(ids, (0.0,) * len(ids), "stop" if finished else "length")
+    return Sample(prompt, (0, 8), completion, text)
+
+
+def answers(turns):
+    return [said(f"answer {i} lantern") for i in range(turns)]
+
+
+# ── rows to train on ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_instruction_stands_in_the_first_turn_only(job_of):
+    held = [conversation(turns, f"c{turns}") for turns in (2, 5, 9)]
+    rows = gatt.training_rows(job_of("gatt"), held, [answers(len(c.user_turns)) for c in held])
+    assert rows
+    for row in rows:
+        c = next(c for c in held if c.id == row.id.split("/")[0])
+        system, *spoken = row.turns
+        assert (system.role, system.content in (LONG, SHORT)) == ("system", True)
+        assert [turn.content for turn in spoken[::2]] == list(c.user_turns[: len(spoken) // 2])
+        assert [turn.content for turn in spoken[1::2]] == [f"answer {i} lantern" for i in range(len(spoken) // 2)]
+        assert {turn.role for turn in spoken[::2]} == {"user"}
+
+
+def ends(rows, name):
+    """How many user turns each row of a conversation has."""
+    return [(len(row.turns) - 1) // 2 for row in rows if row.id.startswith(f"{name}/")]
+
+
+@pytest.mark.parametrize("cuts", [1, 3, 20])
+def test_every_conversation_is_cut_at_so_many_turns_and_kept_whole_once(job_of, cuts):
+    held = [conversation(turns, f"c{turns}") for turns in (3, 4, 8)]
+    job = job_of("gatt", cuts=cuts, min_turns=3, max_turns=8)
+    rows = gatt.training_rows(job, held, [answers(len(c.user_turns)) for c in held])
+    assert len({row.id for row in rows}) == len(rows)
+    for c in held:
+        found, turns = ends(rows, c.id), len(c.user_turns)
+        assert turns in found
+        assert len(set(found)) == len(found)
+        assert all(3 <= end <= turns for end in found)
+        # cuts - 1 ends are drawn, of which one may be the last turn, which is there anyway.
+        possible = turns - 2
+        assert min(cuts - 1, possible) <= len(found) <= min(cuts, possible)
+
+
+def test_cuts_fall_everywhere(job_of):
+    held = [conversation(6, f"c{i}") for i in range(60)]
+    job = job_of("gatt", cuts=2, min_turns=2, max_turns=6)
+    rows = gatt.training_rows(job, held, [answers(6) for _ in held])
+    assert {end for c in held for end in ends(rows, c.id)} == {2, 3, 4, 5, 6}
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.5, 155, 245), (0.0, 0, 0), (1.0, 400, 400)])
+def test_half_of_the_instructions_are_made_less_verbose(job_of, share, least, most):
+    held = [conversation(2, f"c{i}") for i in range(400)]
+    rows = gatt.training_rows(job_of("gatt", cuts=1, short_share=share), held, [answers(2) for _ in held])
+    # 400 fair coins have a standard deviation of 10; 45 on either side are 4.5 of them.
+    assert len(rows) == 400
+    assert least <= sum(row.turns[0].content == SHORT for row in rows) <= most
+
+
+def test_no_row_ends_with_an_answer_that_is_empty_or_never_ended(job_of):
+    replies = [said("one"), said("two", finished=False), said("three"), said("")]
+    job = job_of("gatt", cuts=20, min_turns=1, max_turns=4)
+    rows = gatt.training_rows(job, [conversation(4)], [replies])
+    assert ends(rows, "c") == [1, 3]
+    # Further back they are context, and silence is written as a full stop.
+    assert [turn.content for turn in rows[1].turns if turn.role == "assistant"] == ["one", "two", "three"]
+    full = gatt.training_rows(job, [conversation(3)], [[said("one"), said(""), said("three")]])
+    assert [turn.content for turn in full[-1].turns if turn.role == "assistant"] == ["one", ".", "three"]
+
+
+# ── what bears loss ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def trained_tokens(monkeypatch, policy, tokenizer, rows, job, ghost):
+    """For every document of the packed rows, in order, the tokens that bear loss."""
+    packed = []
+    monkeypatch.setattr(finetune, "fit_lm", lambda policy, tokenizer, rows, *rest, **options: packed.extend(rows))
+    finetune.fine_tune(policy, tokenizer, rows, job, last_answer_only=ghost)
+    found = []
+    for row in packed:
+        starts = [i for i, position in enumerate(row.position_ids) if position == 0]
+        for start, end in zip(starts, [*starts[1:], len(row.input_ids)], strict=True):
+            found.append((row.input_ids[start:end], [x for x in row.labels[start:end] if x != -100]))
+    return found
+
+
+def test_only_the_last_answer_bears_loss_and_of_replayed_rows_every_answer(job_of, policy, tokenizer, monkeypatch):
+    job = job_of("gatt", cuts=20, model={"max_length": 512})
+    rows = gatt.training_rows(job, [conversation(3)], [[said(f"the {word}") for word in ("key", "door", "house")]])
+    replayed = [
+        Dialogue(
+            "r", (Turn("user", "how ?"), Turn("assistant", "so"), Turn("user", "and ?"), Turn("assistant", "good")), "x"
+        )
+    ]
+    ghost = frozenset(row.id for row in rows)
+    found = trained_tokens(monkeypatch, policy, tokenizer, rows + replayed, job, ghost)
+    assert len(found) == len(rows) + 1
+    for row in rows:
+        (trained,) = [labels for ids, labels in found if ids == encode_dialogue(tokenizer, row.turns).input_ids]
+        assert tokenizer.decode(trained) == f" {row.turns[-1].content} </s>"
+    (trained,) = [labels for ids, labels in found if ids == encode_dialogue(tokenizer, replayed[0].turns).input_ids]
+    assert tokenizer.decode(trained) == " so </s> good </s>"
+
+
+# ── sampling ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_answers_are_sampled_with_the_instruction_in_every_user_turn():
+    c = conversation(4, unsafe={2})
+    prompt = gatt.context(c, [said("one"), said("")], 2)
+    assert prompt.turns == (
+        Turn("user", f"{LONG} c asks 0 ?"),
+        Turn("assistant", "one"),
+        Turn("user", f"{LONG} c asks 1 ?"),
+        Turn("assistant", "."),
+        Turn("user", f"{LONG} c asks 2 ?"),
+    )
+    assert prompt.is_safety
+    assert not gatt.context(c, [], 0).is_safety
+
+
+def test_conversations_of_all_lengths_are_held_to_their_ends(job_of, policy, tokenizer, rewards, monkeypatch):
+    asked, real = [], gatt.sample
+
+    def sample(*args, **options):
+        groups = real(*args, **options)
+        asked.append(groups)
+        return groups
+
+    monkeypatch.setattr(gatt, "sample", sample)
+    held = [conversation(turns, name, instruction="end : key") for turns, name in ((1, "a"), (3, "b"), (2, "d"))]
+    job = job_of("gatt", samples_per_turn=2, max_new_tokens=3)
+    found = gatt.converse(job, policy, tokenizer, rewards, held)
+    assert [len(replies) for replies in found] == [1, 3, 2]
+    assert [len(groups) for groups in asked] == [3, 2, 1]
+    for c, replies in zip(held, found, strict=True):
+        for turn, reply in enumerate(replies):
+            turns = reply.prompt.turns
+            assert [t.content for t in turns[::2]] == [f"end : key {user}" for user in c.user_turns[: turn + 1]]
+            assert [t.content for t in turns[1::2]] == [earlier.text or "." for earlier in replies[:turn]]
+            assert reply in next(group for group in asked[turn] if group[0].prompt == reply.prompt)
+
+
+# ── the best of K ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_order_of_answers():
+    ranked = [
+        (said(""), 9.0), (said("", finished=False), 9.5), (said("cut", finished=False), 1.0),
+        (said("cut", finished=False), 8.0), (said("whole"), -7.0), (said("whole"), -2.0),
+    ]  # fmt: skip
+    # An empty answer is worst even if it ended; then what never ended, by score; then the rest, by score.
+    wanted = [9.5, 9.0, 1.0, 8.0, -7.0, -2.0]
+    shuffled = random.Random(0).sample(ranked, len(ranked))
+    assert [value for _, value in sorted(shuffled, key=gatt.preferred)] == wanted
+
+
+@pytest.mark.parametrize("judged", ["dialogue", "turn"])
+def test_the_reward_models_read_the_dialogue_or_the_last_turn(tokenizer, judged):
+    turns = (Turn("user", f"{LONG} how ?"), Turn("assistant", "so"), Turn("user", f"{LONG} and then ?"))
+    s = replace(said("good"), prompt=Prompt("p", turns, "x", is_safety=False))
+    s = replace(s, prompt_ids=tuple(encode_prompt(tokenizer, turns)))
+    seen = turns if judged == "dialogue" else turns[-1:]
+    assert list(gatt.judged_row(tokenizer, s, judged)) == [*encode_prompt(tokenizer, seen), 9, 1]
+
+
+def test_the_last_turn_alone_keeps_the_system_message(tokenizer):
+    turns = (Turn("system", LONG), Turn("user", "how ?"), Turn("assistant", "so"), Turn("user", "and then ?"))
+    s = replace(said("good"), prompt=Prompt("p", turns, "x", is_safety=False))
+    wanted = encode_prompt(tokenizer, (Turn("system", LONG), Turn("user", "and then ?")))
+    assert list(gatt.judged_row(tokenizer, s, "turn")) == [*wanted, 9, 1]
+
+
+def test_the_best_of_k_by_the_combined_score(job_of, policy, tokenizer, rewards, monkeypatch):
+    drawn, real = [], gatt.sample
+    monkeypatch.setattr(gatt, "sample", lambda *args, **options: drawn.append(real(*args, **options)) or drawn[-1])
+    prompts = [
+        Prompt(str(i), (Turn("user", text),), "x", is_safety=bool(i % 2))
+        for i, text in enumerate(["how ?", "so ?"] * 3)
+    ]
+    job = job_of("gatt", samples_per_turn=5, max_new_tokens=6)
+    best = gatt.best_answers(job, policy, tokenizer, rewards, prompts, "turn 0")
+
+    def worth(s):
+        row = s.row if s.finished else (*s.row, tokenizer.eos_token_id)
+        helpful, safe = (score(model, [row], pad_token_id=2).item() for model in (rewards.helpfulness, rewards.safety))
+        unsafe = s.prompt.is_safety or torch.tensor(safe).sigmoid() < 0.15
+        return (s.text != "", s.finished, safe if unsafe else helpful)
+
+    assert [s.prompt for s in best] == prompts
+    for chosen, group in zip(best, drawn[0], strict=True):
+        assert len(group) == 5
+        assert worth(chosen) == max(map(worth, group))
+
+
+# ── replay ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("share", "ratio"), [(0.0, 0.0), (0.5, 1.0), (0.75, 3.0), (0.2, 0.25)])
+def test_a_share_of_the_whole_as_a_multiple_of_the_rest(share, ratio):
+    assert gatt.share_to_ratio(share) == pytest.approx(ratio)
+
+
+def test_replayed_answers_are_whole_answers_to_single_prompts(job_of, policy, tokenizer, rewards):
+    job = job_of("gatt", samples_per_turn=2, max_new_tokens=6)
+    rows = gatt.replay(job, policy, tokenizer, rewards, count=12)
+    assert 0 < len(rows) <= 12
+    for row in rows:
+        assert [turn.role for turn in row.turns if turn.role != "system"] == ["user", "assistant"]
+        assert row.turns[-1].content
+    assert gatt.replay(job, None, None, None, count=0) == []
+
+
+def test_the_stage_leaves_its_rows_and_a_policy(job_of, saved, monkeypatch):
+    trained, real = [], gatt.fine_tune
+
+    def fine_tune(policy, tokenizer, rows, job, *, last_answer_only):
+        trained.append((rows, last_answer_only))
+        real(policy, tokenizer, rows, job, last_answer_only=last_answer_only)
+
+    monkeypatch.setattr(gatt, "fine_tune", fine_tune)
+    reads = {"policy": [saved.policy("rejection-1")], "reward": [saved.reward("reward-1")]}
+    job = job_of(
+        "gatt", reads=reads, dialogues=6, min_turns=1, max_turns=2, samples_per_turn=4, max_new_tokens=4, epochs=1,
+        batch_size=4, model={"max_length": 256},
+    )  # fmt: skip
+    gatt.run(job)
+    rows = read_jsonl(job.out / "dialogues.jsonl", Dialogue)
+    ghosts, replayed = ([row for row in rows if row.source == source] for source in ("gatt", "replay"))
+    assert ghosts
+    assert len(ghosts) + len(replayed) == len(rows)
+    assert all(row.turns[0].role == "system" for row in ghosts)
+    assert trained == [(rows, {row.id for row in ghosts})]  # the others bear loss on every answer
+    assert (job.out / "checkpoint" / "model.safetensors").exists()

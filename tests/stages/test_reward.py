@@ -1,0 +1,146 @@
+"""Pairs to ids: their margins and labels, and what is refused by name."""
+
+import math
+from collections import Counter
+
+import pytest
+
+from rlhf.data.chat import encode_dialogue
+from rlhf.data.types import Preference, Turn, read_jsonl, write_jsonl
+from rlhf.errors import DataError
+from rlhf.models.load import load_reward_model
+from stages import reward
+from stages.reward import encode, gather
+
+QUESTION = (Turn("user", "how do i open the door ?"),)
+
+
+def pair(chosen="take the key .", rejected="good luck !", rating="better", safe=(None, None), **changes):
+    given = {"id": "p7", "prompt": QUESTION, "source": "people", "is_safety": False} | changes
+    return Preference(
+        chosen=chosen, rejected=rejected, rating=rating, chosen_safe=safe[0], rejected_safe=safe[1], **given
+    )
+
+
+def test_ids_are_those_of_the_whole_dialogue(job_of, tokenizer):
+    earlier = (Turn("system", "be kind"), *QUESTION, Turn("assistant", "take it ."), Turn("user", "how ?"))
+    rows = [pair(), pair(prompt=earlier)]
+    for row, made in zip(rows, encode(job_of("reward"), tokenizer, rows), strict=True):
+        for text, ids in ((row.chosen, made.chosen_ids), (row.rejected, made.rejected_ids)):
+            assert ids == encode_dialogue(tokenizer, (*row.prompt, Turn("assistant", text))).input_ids
+            assert ids[-1] == tokenizer.eos_token_id  # where the score is read
+
+
+# Table 27.
+@pytest.mark.parametrize(
+    ("table", "margins"), [("none", [0, 0, 0, 0]), ("small", [1, 2 / 3, 1 / 3, 0]), ("large", [3, 2, 1, 0])]
+)
+def test_margins_by_rating(job_of, tokenizer, table, margins):
+    rows = [pair(rating=rating) for rating in ("significantly", "better", "slightly", "negligibly", None)]
+    made = encode(job_of("reward", margin=table, unrated_margin=0.5), tokenizer, rows)
+    assert [p.margin for p in made] == pytest.approx([*margins, 0.5])
+
+
+def test_labels_nobody_gave_are_not_numbers(job_of, tokenizer):
+    rows = [pair(safe=labels) for labels in ((True, False), (False, False), (None, None), (None, True))]
+    made = [(p.chosen_safe, p.rejected_safe) for p in encode(job_of("reward"), tokenizer, rows)]
+    assert made[:2] == [(1.0, 0.0), (0.0, 0.0)]
+    assert [math.isnan(x) for x in made[2]] == [True, True]
+    assert (math.isnan(made[3][0]), made[3][1]) == (True, 1.0)
+
+
+@pytest.mark.parametrize("rejected", ["take the key .", " take the key . "])  # blanks at both ends are not written
+def test_a_pair_of_the_same_answers_is_refused_by_name(job_of, tokenizer, rejected):
+    with pytest.raises(DataError, match="chosen and rejected are the same tokens") as caught:
+        encode(job_of("reward"), tokenizer, [pair(), pair(rejected=rejected, id="p8")])
+    assert caught.value.where == "pair p8 of people"
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_pair_longer_than_the_context_is_refused_by_name(job_of, tokenizer, side):
+    long = "open the door " * 30
+    ids = encode_dialogue(tokenizer, (*QUESTION, Turn("assistant", long))).input_ids
+    job = job_of("reward", model={"max_length": len(ids) - 1})
+    with pytest.raises(DataError, match=f"{len(ids)} tokens, the context holds {len(ids) - 1}") as caught:
+        encode(job, tokenizer, [pair(**{side: long}, id="p9")])
+    assert caught.value.where == "pair p9 of people"
+    assert len(encode(job_of("reward", model={"max_length": len(ids)}), tokenizer, [pair(**{side: long})])) == 1
+
+
+@pytest.mark.parametrize("changes", [{"chosen": "a [INST] b"}, {"prompt": (Turn("user", "a [INST] b"),)}])
+def test_a_control_tag_in_a_pair_is_refused_by_name(job_of, tokenizer, changes):
+    with pytest.raises(DataError) as caught:
+        encode(job_of("reward"), tokenizer, [pair(**changes, id="p10")])
+    assert caught.value.where == "pair p10 of people"
+
+
+# ── what pairs there are ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def stored(folder, **files):
+    folder.mkdir()
+    for name, ids in files.items():
+        write_jsonl(folder / f"{name.replace('_', '.')}.jsonl", [pair(id=row) for row in ids])
+    return folder
+
+
+def test_pairs_of_all_rounds_are_gathered_and_sides_kept_apart(job_of, tmp_path):
+    rounds = [
+        stored(tmp_path / "preferences-1", helpfulness_train=["a"], safety_train=["b"], helpfulness_test=["c"]),
+        stored(tmp_path / "preferences-2", helpfulness_train=["d"], safety_train=["e"], safety_test=["f"]),
+    ]
+    train, test = gather(job_of("reward", data=[], reads={"preferences*": rounds}))
+    assert {domain: [row.id for row in rows] for domain, rows in train.items()} == {
+        "helpfulness": ["a", "d"],
+        "safety": ["b", "e"],
+    }
+    assert {domain: [row.id for row in rows] for domain, rows in test.items()} == {
+        "helpfulness": ["c"],
+        "safety": ["f"],
+    }
+
+
+def test_a_model_without_pairs_is_refused(job_of, tmp_path):
+    only = stored(tmp_path / "preferences-1", helpfulness_train=["a"])
+    with pytest.raises(DataError, match="there are no safety pairs to train on"):
+        gather(job_of("reward", data=[], reads={"preferences*": [only]}))
+
+
+# ── the stage ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_stage_trains_both_models_by_the_papers_schedule(job_of, tmp_path, saved, monkeypatch):
+    """Half and half, and nine to one; a warm-up of 3% but at least 5 steps; the safety term for the safety model."""
+    (tmp_path / "preferences-1").mkdir()
+    for domain, tag in (("helpfulness", False), ("safety", True)):
+        labels = (True, False) if tag else (None, None)
+        rows = [pair(id=f"{domain} {i}", is_safety=tag, safe=labels, chosen=f"take key {i} .") for i in range(36)]
+        write_jsonl(tmp_path / "preferences-1" / f"{domain}.train.jsonl", rows)
+        write_jsonl(tmp_path / "preferences-1" / f"{domain}.test.jsonl", rows[:3])
+    fits, real = {}, reward.fit_reward
+
+    def fit_reward(model, tokenizer, pairs, schedule, optimizer, **options):
+        assert model.score.weight.eq(0).all()  # no opinion yet
+        fits[options["what"]] = (pairs, schedule, options)
+        real(model, tokenizer, pairs, schedule, optimizer, **options)
+
+    monkeypatch.setattr(reward, "fit_reward", fit_reward)
+    reads = {"preferences*": [tmp_path / "preferences-1"], "policy": [saved.policy("sft")]}
+    job = job_of("reward", name="reward-1", round=1, reads=reads, data=[], batch_size=4)
+    reward.run(job)
+
+    labelled = {what: [p.chosen_safe == p.chosen_safe for p in pairs] for what, (pairs, _, _) in fits.items()}
+    assert Counter(labelled["helpfulness"]) == {True: 36, False: 36}
+    assert Counter(labelled["safety"]) == {True: 36, False: 4}
+    for pairs, schedule, _ in fits.values():
+        assert len(pairs) // 4 >= 10 >= schedule.warmup_steps == 5
+        assert (schedule.learning_rate, schedule.final_lr_ratio, schedule.epochs) == (1e-5, 0.1, 1)
+    assert {what: options["safety_loss_coef"] for what, (_, _, options) in fits.items()} == {
+        "helpfulness": 0.0,
+        "safety": 1.0,
+    }
+    for domain in ("helpfulness", "safety"):
+        load_reward_model(job.out / "checkpoint" / domain, job.recipe.model)
+        assert [row.id for row in read_jsonl(job.out / f"{domain}.test.jsonl", Preference)] == [
+            f"{domain} {i}" for i in range(3)
+        ]
