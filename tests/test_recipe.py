@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 SMALL = [
+    "rounds=2",
     "base.steps=40",
     "base.words=20000",
     "base.extension_steps=2",

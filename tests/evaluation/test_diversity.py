@@ -9,6 +9,11 @@ def test_equal_answers_are_wholly_alike():
     assert self_bleu([["take the key and open the door ."] * 4, ["yes", "yes"]]) == pytest.approx(100)
 
 
+def test_silence_is_not_diverse():
+    assert self_bleu([["", "", ""]]) == 100
+    assert self_bleu([["", "take the key ."]]) == 0
+
+
 def test_answers_without_a_word_in_common_are_not():
     groups = [["take the key and open it .", "nobody ever told me where they went !"]]
     assert self_bleu(groups) == pytest.approx(0, abs=1e-9)
