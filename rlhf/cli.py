@@ -1,83 +1,23 @@
-"""The command line: `rlhf COMMAND [KEY=VALUE ...]`. Parses, says, and leaves the doing to the library.
+"""The command line: `rlhf COMMAND [KEY=VALUE ...]`. Parses, and leaves the doing to `rlhf.commands`.
 
 Nothing here imports torch, and nothing that only some commands need is imported before they need it.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
-import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rlhf import __version__
+from rlhf.commands import COMMANDS
+from rlhf.commands.request import KEYS, Command, Request
 from rlhf.errors import ConfigError, RlhfError, did_you_mean, disk_error
 
-if TYPE_CHECKING:
-    from rlhf.config import Loaded
-    from rlhf.steps import Step
-
-COMMANDS = {
-    "run": "make every step that is missing or stale, skip the others, and write the report",
-    "plan": "say what `run` would do, and why; touch nothing",
-    "show": "print every setting, its value, and where the value came from",
-    "status": "say which artefacts of a run are done, stale or missing",
-    "report": "write report.json and report.html of a run again",
-}
-
-KEYS = """\
-keys
-  stage=NAME[,NAME]   only these: a stage above (all its rounds) or one step, such as rejection-2
-  config=NAME|FILE    the recipe: a name in configs/ or a file                      [tiny]
-  run=NAME            folder of the results                  [the recipe's file name]
-  runs_dir=FOLDER     folder of all runs                        [$RLHF_RUNS, or runs]
-  SECTION.KEY=VALUE   one setting, over the recipe's; `rlhf show` lists them
-"""
-
-FLAGS = {
-    "--rerun": "make the steps again even if nothing changed",
-    "--reuse": "keep steps that only the code has changed for",
-}
-
-HELP = {
-    "run": "A step is skipped when its settings, inputs and code are what they were; else the reason is said.\n",
-    "plan": "A step is listed with what `run` would do if given the same arguments.\n",
-    "show": "The value is printed as you would type it. With stage=NAME, only the settings of that section.\n",
-    "status": "Stale means that `run` with the same arguments would make the step again.\n",
-    "report": "The report is also written at the end of every run that made something.\n",
-}
-
-EXAMPLES = {
-    "run": ["rlhf run", "rlhf run stage=ppo ppo.kl_coef=0.005", "rlhf run stage=rejection-2 --rerun"],
-    "plan": ["rlhf plan", "rlhf plan ppo.kl_coef=0.005"],
-    "show": ["rlhf show", "rlhf show stage=ppo config=llama2-70b"],
-    "status": ["rlhf status", "rlhf status run=tiny-2"],
-    "report": ["rlhf report", "rlhf report run=tiny-2", "rlhf report format=markdown"],
-}
-FORMATS = ("terminal", "markdown")
-
-
-@dataclass
-class Request:
-    """A parsed command line."""
-
-    command: str
-    stage: str | None = None
-    config: str | None = None
-    overrides: list[str] = field(default_factory=list)
-    flags: set[str] = field(default_factory=set)
-    help: bool = False
-    format: str = "terminal"
-
-    def load(self) -> Loaded:
-        """The recipe that was asked for."""
-        from rlhf import config
-
-        return config.load(self.config, self.overrides)
+BY_NAME = {command.name: command for command in COMMANDS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,23 +63,18 @@ def dispatch(arguments: list[str]) -> int:
     if request.help:
         print(command_help(request.command), end="")
         return 0
-    commands: dict[str, Callable[[Request], int]] = {
-        "run": run,
-        "plan": plan,
-        "show": show,
-        "status": status,
-        "report": report,
-    }
-    return commands[request.command](request)
+    exit_code: int = importlib.import_module(f"rlhf.commands.{request.command.name}").main(request)
+    return exit_code
 
 
 def parse(arguments: Sequence[str]) -> Request:
-    """A command, `key=value` words and flags, in any order after the command."""
-    command = arguments[0]
-    if command not in COMMANDS:
-        what = "expected a command first, got" if "=" in command or command.startswith("-") else "unknown command"
-        hints = [did_you_mean(command, COMMANDS), f"commands: {', '.join(COMMANDS)}"]
-        raise ConfigError(f"{what} {command}", hints=[hint for hint in hints if hint])
+    """A command, then `key=value`, flags and the command's own words, in any order."""
+    name = arguments[0]
+    if name not in BY_NAME:
+        what = "expected a command first, got" if "=" in name or name.startswith("-") else "unknown command"
+        hints = [did_you_mean(name, BY_NAME), f"commands: {', '.join(BY_NAME)}"]
+        raise ConfigError(f"{what} {name}", hints=[hint for hint in hints if hint])
+    command = BY_NAME[name]
     request = Request(command)
     for word in arguments[1:]:
         if word in ("-h", "--help"):
@@ -147,204 +82,94 @@ def parse(arguments: Sequence[str]) -> Request:
         elif word.startswith("-"):
             request.flags.add(flag(word, command))
         else:
-            key, equals, value = word.partition("=")
-            if key in ("stage", "config") and not value:
-                raise ConfigError(f"{key} has no value", where="given on the command line")
-            if not equals:
-                raise ConfigError(f"expected KEY=VALUE, got {word}", hints=stray(word))
-            if key == "stage":
-                request.stage = value
-            elif key == "config":
-                request.config = value
-            elif key == "format" and command == "report":
-                if value not in FORMATS:
-                    raise ConfigError(f"unknown format {value}", hints=[f"formats: {', '.join(FORMATS)}"])
-                request.format = value
-            else:
-                request.overrides.append(word)
+            take(word, request)
+    if command.words and not request.words and not request.help and "" not in command.words:
+        raise ConfigError(f"rlhf {name} needs a word: {', '.join(command.words)}", hints=command.examples[:2])
     return request
 
 
-def flag(word: str, command: str) -> str:
-    """The flag, if it is one of `run` or `plan`."""
-    if word in FLAGS and command in ("run", "plan"):
+def take(word: str, request: Request) -> None:
+    """Put a `key=value`, or one of the command's own words, where it belongs."""
+    key, equals, value = word.partition("=")
+    command = request.command
+    if not equals:
+        if not request.words and not {word, "*"} & set(command.words):
+            raise ConfigError(f"expected KEY=VALUE, got {word}", hints=stray(word, command))
+        request.words.append(word)
+        return
+    if key in ("stage", "config") and not value:
+        raise ConfigError(f"{key} has no value", where="given on the command line")
+    if key in command.options:
+        request.options[key] = value
+    elif key == "stage":
+        request.stage = value
+    elif key == "config":
+        request.config = value
+    else:
+        request.overrides.append(word)
+
+
+def flag(word: str, command: Command) -> str:
+    """The flag, if it is one of the command's."""
+    if word in command.flags:
         return word
-    if word in FLAGS:
-        raise ConfigError(f"{word} is for `rlhf run` and `rlhf plan`, not for `rlhf {command}`")
+    owners = [f"`rlhf {other.name}`" for other in COMMANDS if word in other.flags]
+    if owners:
+        raise ConfigError(f"{word} is for {' and '.join(owners)}, not for `rlhf {command.name}`")
     if "=" in word:
         raise ConfigError(f"unknown option {word}", hints=[f"settings have no dashes: {word.lstrip('-')}"])
-    hints = [did_you_mean(word, FLAGS), f"options: {', '.join(FLAGS)}, --help"]
+    hints = [did_you_mean(word, command.flags), f"options: {', '.join((*command.flags, '--help'))}"]
     raise ConfigError(f"unknown option {word}", hints=[hint for hint in hints if hint])
 
 
-def stray(word: str) -> list[str]:
+def stray(word: str, command: Command) -> list[str]:
     """What a word without `=` may have meant."""
     from rlhf.steps import table
 
     stages = [stage.name for stage in table()]
+    if meant := did_you_mean(word, command.words):
+        return [meant]
     if word in stages or word.rpartition("-")[0] in stages:
         return [f"did you mean stage={word}?"]
     if word.endswith((".yaml", ".yml")):
         return [f"did you mean config={word}?"]
-    return [hint for hint in [did_you_mean(word, FLAGS)] if hint]
+    return [hint for hint in [did_you_mean(word, command.flags)] if hint]
 
 
-# --- commands ---
-
-
-def run(request: Request) -> int:
-    """rlhf run."""
-    from rlhf import pipeline
-    from rlhf.checkpoint import shown
-
-    loaded = request.load()
-    outcome = pipeline.run_recipe(
-        loaded.recipe,
-        loaded.run_dir,
-        stage=request.stage,
-        rerun="--rerun" in request.flags,
-        reuse="--reuse" in request.flags,
-        origins=loaded.origins,
-        arguments=loaded.arguments,
-        say=lambda line: print(line, flush=True),
-    )
-    if outcome.report is not None:
-        from rich.console import Console
-
-        from rlhf.report import summary
-
-        words = shlex.join(["rlhf", "report", *loaded.arguments, "format=markdown"])
-        Console().print(summary(outcome.report, next_command=words))
-    print(f"report: {shown(loaded.run_dir / 'report.html')}")
-    return 0
-
-
-def plan(request: Request) -> int:
-    """rlhf plan."""
-    from rlhf import pipeline
-
-    loaded = request.load()
-    steps = pipeline.select(pipeline.expand(loaded.recipe), request.stage)
-    rerun, reuse = "--rerun" in request.flags, "--reuse" in request.flags
-    planned = pipeline.plan(steps, loaded.recipe, loaded.run_dir, rerun=rerun, reuse=reuse)
-    table([step.name, "run" if decision.run else "skip", decision.reason] for step, decision in planned)
-    return 0
-
-
-def show(request: Request) -> int:
-    """rlhf show."""
-    from rlhf.origins import settings
-    from rlhf.origins import show as text
-
-    loaded = request.load()
-    rows = [[name, text(value), loaded.origins[name]] for name, value, _ in settings(loaded.recipe)]
-    if request.stage:
-        sections = {name.partition(".")[0] for name, *_ in rows if "." in name}
-        wanted = [word.rpartition("-")[0] if word[-1:].isdigit() else word for word in request.stage.split(",")]
-        for section in wanted:
-            if section not in sections:
-                hints = [did_you_mean(section, sections), f"sections: {', '.join(sorted(sections))}"]
-                raise ConfigError(f"no settings for stage {section}", hints=[hint for hint in hints if hint])
-        rows = [row for row in rows if row[0].partition(".")[0] in wanted and "." in row[0]]
-    table(rows)
-    return 0
-
-
-def status(request: Request) -> int:
-    """rlhf status."""
-    from rlhf import pipeline
-    from rlhf.checkpoint import is_locked
-    from rlhf.meter import Journal
-
-    loaded = request.load()
-    run_dir = loaded.run_dir
-    steps = pipeline.select(pipeline.expand(loaded.recipe), request.stage)
-    events, busy = Journal(run_dir / "events.jsonl").last(), is_locked(run_dir)
-    rows = []
-    for step, decision in pipeline.plan(steps, loaded.recipe, run_dir):
-        last = events.get(step.name, {})
-        if last.get("event") == "start" and busy:
-            rows.append([step.name, "running", "", "", "", f"since {last['time']}"])
-        else:
-            rows.append([step.name, *artefact(step, run_dir, decision.run, decision.reason, last)])
-    table([["step", "state", "made", "took", "size", "why"], *rows])
-    return 0
-
-
-def artefact(step: Step, run_dir: Path, stale: bool, reason: str, last: dict[str, str]) -> list[str]:
-    """State, when, seconds, size and why of one step's artefact."""
-    from rlhf.checkpoint import read_manifest
-    from rlhf.pipeline import size
-
-    try:
-        manifest = read_manifest(run_dir / step.name)
-    except RlhfError:
-        if last.get("event") == "failed":
-            return ["failed", last["time"], "", "", last["reason"].splitlines()[0]]
-        if last.get("event") == "start":
-            return ["interrupted", last["time"], "", "", "it never finished; `rlhf run` starts it over"]
-        return ["missing", "", "", "", reason]
-    figures = [manifest["finished_at"], f"{manifest['seconds']:.1f} s", f"{size(manifest) / 1e6:.1f} MB"]
-    return ["stale" if stale else "done", *figures, reason]
-
-
-def report(request: Request) -> int:
-    """rlhf report."""
-    from rich.console import Console
-
-    from rlhf import pipeline
-    from rlhf.checkpoint import shown
-    from rlhf.errors import MissingError
-    from rlhf.report import markdown, summary, write
-
-    loaded = request.load()
-    if not loaded.run_dir.is_dir():
-        raise MissingError(
-            f"{shown(loaded.run_dir)} does not exist", hints=[f"make it: rlhf run run={loaded.recipe.run}"]
-        )
-    steps = pipeline.expand(loaded.recipe)
-    written = write(loaded.run_dir, loaded.recipe, steps, origins=loaded.origins)
-    if request.format == "markdown":
-        print(markdown(written))
-        return 0
-    Console().print(summary(written))
-    print(f"report: {shown(loaded.run_dir / 'report.html')}")
-    return 0
-
-
-# --- text ---
-
-
-def table(rows: Iterable[Sequence[str]]) -> None:
-    """Columns as wide as their longest cell, two spaces apart, the last one ragged."""
-    lines = [list(row) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)][:-1]
-    for line in lines:
-        cells = [cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True)]
-        print("  ".join(cells).rstrip())
+# --- help ---
 
 
 def usage() -> str:
     """The one screen of `rlhf --help`."""
     from rlhf.steps import table as stages
 
-    commands = "".join(f"  {name:<8}{text}\n" for name, text in COMMANDS.items())
+    commands = "".join(f"  {command.name:<8}{command.help}\n" for command in COMMANDS)
     listed = "".join(f"  {stage.name:<13}{stage.help}\n" for stage in stages())
-    flags = "".join(f"  {name:<9}{text}\n" for name, text in FLAGS.items())
-    examples = "".join(f"  {line}\n" for line in ["rlhf run", *EXAMPLES["run"][1:2], "rlhf run config=hh run=my-hh"])
+    lines = ["rlhf run", BY_NAME["run"].examples[1], "rlhf run config=hh run=my-hh"]
     return (
         "usage: rlhf COMMAND [KEY=VALUE ...]     (rlhf COMMAND --help says more)\n\n"
         f"commands\n{commands}\nstages, in order\n{listed}\n{KEYS}\n"
-        f"options of run and plan\n{flags}\nexamples\n{examples}"
+        + section("options of run and plan", BY_NAME["run"].flags)
+        + "examples\n"
+        + "".join(f"  {line}\n" for line in lines)
     )
 
 
-def command_help(command: str) -> str:
+def command_help(command: Command) -> str:
     """`rlhf COMMAND --help`."""
-    options = "".join(f"  {name:<9}{text}\n" for name, text in FLAGS.items()) if command in ("run", "plan") else ""
-    examples = "".join(f"  {line}\n" for line in EXAMPLES[command])
-    flags = f"options\n{options}\n" if options else ""
+    shown = {"" if word == "*" else word: text for word, text in command.words.items()}
     return (
-        f"usage: rlhf {command} [KEY=VALUE ...]\n\n{COMMANDS[command]}\n{HELP[command]}\n"
-        f"{KEYS.replace(' above', '')}\n{flags}examples\n{examples}"
+        f"usage: rlhf {command.name} {'WORD ' if command.words else ''}[KEY=VALUE ...]\n\n"
+        f"{command.help}\n{command.more}\n\n{KEYS.replace(' above', '')}\n"
+        + section("words", shown)
+        + section("more keys", {f"{key}=": text for key, text in command.options.items()})
+        + section("options", command.flags)
+        + "examples\n"
+        + "".join(f"  {line}\n" for line in command.examples)
     )
+
+
+def section(title: str, rows: Mapping[str, str]) -> str:
+    """A titled list of names and what they do, or nothing."""
+    width = max((len(name) for name in rows), default=0) + 2
+    return f"{title}\n" + "".join(f"  {n:<{width}}{text}\n" for n, text in rows.items()) + "\n" if rows else ""

@@ -1,6 +1,6 @@
 """A recipe from a YAML file and `key=value` overrides: found, merged, checked, and every value's origin kept.
 
-OmegaConf reads and merges, pydantic (rlhf/schema.py) checks. Every refusal names the setting, the value, and where the
+OmegaConf reads and merges, pydantic (rlhf/schema) checks. Every refusal names the setting, the value, and where the
 value was given. Torch-free.
 """
 

@@ -16,7 +16,16 @@ FUNCTIONAL = [path for path in RLHF if "functional" in path.parts]
 
 TORCH_FREE = (
     *("rlhf.errors", "rlhf.config", "rlhf.origins", "rlhf.schema", "rlhf.steps", "rlhf.decision", "rlhf.fingerprint"),
-    *("rlhf.meter", "rlhf.pipeline", "rlhf.checkpoint", "rlhf.cli", "rlhf.track", "rlhf.report", "stages"),
+    *(
+        "rlhf.meter",
+        "rlhf.pipeline",
+        "rlhf.checkpoint",
+        "rlhf.cli",
+        "rlhf.commands",
+        "rlhf.track",
+        "rlhf.report",
+        "stages",
+    ),
     *("rlhf.data.types", "rlhf.microworld.language", "rlhf.microworld.oracle", "rlhf.microworld.annotator"),
     "rlhf.microworld.corpus",
 )

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlhf import __version__, cli
-from rlhf.cli import COMMANDS, main
+from rlhf.cli import BY_NAME, main
+from rlhf.commands import show
 from rlhf.errors import ConfigError, DataError, DiskError, RlhfError, did_you_mean
 from rlhf.origins import known_settings
 from rlhf.schema import STAGES
@@ -37,18 +38,18 @@ def rlhf(capsys, *arguments: str) -> tuple[int, str, str]:
 def test_help_names_every_command_and_stage_on_one_screen(capsys, arguments):
     code, out, err = rlhf(capsys, *arguments)
     assert (code, err) == (0, "")
-    for word in (*COMMANDS, *STAGES, "--rerun", "--reuse"):
+    for word in (*BY_NAME, *STAGES, "--rerun", "--reuse"):
         assert f"\n  {word} " in out
     assert len(out.splitlines()) <= 40
     assert max(map(len, out.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", BY_NAME)
 def test_every_command_explains_itself(capsys, command):
     code, out, err = rlhf(capsys, command, "--help")
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: rlhf {command} ")
-    assert COMMANDS[command] in out
+    assert BY_NAME[command].help in out
 
 
 def test_version(capsys):
@@ -128,7 +129,7 @@ def raising(error: BaseException):
     ],
 )
 def test_every_failure_is_one_message_and_no_traceback(capsys, monkeypatch, error, code, text):
-    monkeypatch.setattr(cli, "show", raising(error))
+    monkeypatch.setattr(show, "main", raising(error))
     got, out, err = rlhf(capsys, "show")
     assert (got, out) == (code, "")
     assert err.startswith(text)
@@ -136,7 +137,7 @@ def test_every_failure_is_one_message_and_no_traceback(capsys, monkeypatch, erro
 
 
 def test_a_full_disk_anywhere_is_74(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "show", raising(OSError(28, "No space left on device", "somewhere/file")))
+    monkeypatch.setattr(show, "main", raising(OSError(28, "No space left on device", "somewhere/file")))
     code, _, err = rlhf(capsys, "show")
     assert code == 74
     assert err.startswith("error: cannot write somewhere/file: the disk is full")
@@ -144,7 +145,7 @@ def test_a_full_disk_anywhere_is_74(capsys, monkeypatch):
 
 def test_debugging_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("RLHF_DEBUG", "1")
-    monkeypatch.setattr(cli, "show", raising(ValueError("oops")))
+    monkeypatch.setattr(show, "main", raising(ValueError("oops")))
     with pytest.raises(ValueError, match="oops"):
         main(["show"])
 

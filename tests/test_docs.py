@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.cli import COMMANDS, parse
+from rlhf.cli import parse
+from rlhf.commands import COMMANDS
 from rlhf.errors import RlhfError
 from rlhf.origins import known_settings
 from rlhf.schema import Source

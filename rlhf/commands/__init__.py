@@ -1,0 +1,46 @@
+"""The table of commands. Each is a module of this package with a `main(request)`, imported when it is called."""
+
+from __future__ import annotations
+
+from rlhf.commands.request import Command
+
+AGAIN = {
+    "--rerun": "make the steps again even if nothing changed",
+    "--reuse": "keep steps that only the code has changed for",
+}
+
+COMMANDS = (
+    Command(
+        "run",
+        "make every step that is missing or stale, skip the others, and write the report",
+        "A step is skipped when its settings, inputs and code are what they were; else the reason is said.",
+        ("rlhf run", "rlhf run stage=ppo ppo.kl_coef=0.005", "rlhf run stage=rejection-2 --rerun"),
+        flags=AGAIN,
+    ),
+    Command(
+        "plan",
+        "say what `run` would do, and why; touch nothing",
+        "A step is listed with what `run` would do if given the same arguments.",
+        ("rlhf plan", "rlhf plan ppo.kl_coef=0.005"),
+        flags=AGAIN,
+    ),
+    Command(
+        "show",
+        "print every setting, its value, and where the value came from",
+        "The value is printed as you would type it. With stage=NAME, only the settings of that section.",
+        ("rlhf show", "rlhf show stage=ppo config=llama2-70b"),
+    ),
+    Command(
+        "status",
+        "say which artefacts of a run are done, stale or missing",
+        "Stale means that `run` with the same arguments would make the step again.",
+        ("rlhf status", "rlhf status run=tiny-2"),
+    ),
+    Command(
+        "report",
+        "write report.json and report.html of a run again",
+        "The report is also written at the end of every run that made something.",
+        ("rlhf report", "rlhf report run=tiny-2", "rlhf report format=markdown"),
+        options={"format": "terminal, or markdown: how the table is printed"},
+    ),
+)

@@ -1,0 +1,34 @@
+"""`rlhf run`: make every step that is missing or stale."""
+
+from __future__ import annotations
+
+import shlex
+
+from rlhf.commands.request import Request
+
+
+def main(request: Request) -> int:
+    """rlhf run."""
+    from rlhf import pipeline
+    from rlhf.checkpoint import shown
+
+    loaded = request.load()
+    outcome = pipeline.run_recipe(
+        loaded.recipe,
+        loaded.run_dir,
+        stage=request.stage,
+        rerun="--rerun" in request.flags,
+        reuse="--reuse" in request.flags,
+        origins=loaded.origins,
+        arguments=loaded.arguments,
+        say=lambda line: print(line, flush=True),
+    )
+    if outcome.report is not None:
+        from rich.console import Console
+
+        from rlhf.report import summary
+
+        words = shlex.join(["rlhf", "report", *loaded.arguments, "format=markdown"])
+        Console().print(summary(outcome.report, next_command=words))
+    print(f"report: {shown(loaded.run_dir / 'report.html')}")
+    return 0

@@ -1,0 +1,34 @@
+"""Settings: Ghost Attention."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from rlhf.schema.setting import Positive, Rate, Share, ours, paper
+from rlhf.schema.shared import Combine, FineTune, Source
+
+
+class GAttConfig(FineTune, Combine):
+    """Ghost Attention (3.3)."""
+
+    data: tuple[Source, ...] = ours((), "multi-turn conversations", "no honest default")
+    dialogues: Positive = ours(1000, "conversations to make")
+    cuts: Positive = ours(3, "training rows a conversation: it ends at so many random turns", "sampling costs most")
+    min_turns: Positive = ours(2, "user turns of the shortest")
+    max_turns: Positive = ours(20, "user turns of the longest", "consistent 'up to 20+ turns' (3.3)")
+    samples_per_turn: Positive = ours(4, "answers sampled a turn, the best by reward is kept", "'analogous to RS'")
+    temperature: Rate = ours(1.0, "of those samples")
+    judged: Literal["dialogue", "turn"] = ours("dialogue", "reward models see all turns, or the last", "as in 3.2.2")
+    short_share: Share = paper(0.5, "A.3.5", "share of instructions made less verbose")
+    replay_share: Share = ours(
+        0.5, "share of the rows that are the policy's own single answers", "keeps what it knew", lt=1
+    )
+    max_new_tokens: Positive = ours(512, "longest answer in tokens")
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.min_turns > self.max_turns:
+            raise ValueError(f"min_turns ({self.min_turns}) is more than max_turns ({self.max_turns})")
+        return self

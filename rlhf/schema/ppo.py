@@ -1,0 +1,43 @@
+"""Settings: PPO."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from rlhf.schema.setting import Count, Positive, Rate, Share, ours, paper
+from rlhf.schema.shared import AdamW, Combine, Source
+
+
+class PPOConfig(AdamW, Combine):
+    """PPO on the piecewise reward (3.2.3)."""
+
+    data: tuple[Source, ...] = ours((), "prompts", "no honest default")
+    iterations: Positive = paper(400, "3.2.3", "most iterations (200 to 400), with early stopping")
+    batch_size: Positive = paper(512, "3.2.3", "prompts per iteration, over all devices")
+    minibatch_size: Positive = paper(64, "3.2.3", "rows per gradient step, over all devices")
+    learning_rate: Rate = paper(1e-6, "3.2.3", "constant")
+    clip_range: Rate = paper(0.2, "3.2.3", "PPO ratio clip")
+    kl_coef: float = paper(0.01, "3.2.3", "beta in eq. 4: 0.01 for 7B and 13B, 0.005 for 34B and 70B", ge=0)
+    kl_estimator: Literal["k1", "k2", "k3"] = ours("k1", "per-token KL estimate in the reward", "unbiased")
+    gamma: Share = ours(1.0, "discount per token", "episodes are short")
+    gae_lambda: Share = ours(0.95, "GAE's lambda", "the field's usual value")
+    value_clip_range: Rate = ours(0.2, "clip of the critic's move", "as the policy's")
+    critic_learning_rate: Rate = ours(1e-6, "constant", "as the policy's")
+    critic_warmup: Count = ours(0, "iterations in which only the critic learns", "0 unless its head is new and fast")
+    temperature: Rate = ours(1.0, "of the rollouts", "so that sampling and training see one distribution")
+    max_new_tokens: Positive = ours(512, "longest answer in tokens")
+    missing_eos_score: float | None = ours(None, "score of an answer that never ended", "none: what the models say")
+    heldout_prompts: Positive = ours(256, "prompts of the early-stopping check (3.2.3)")
+    heldout_every: Positive = ours(20, "iterations between checks")
+    patience: Positive = ours(3, "checks without a better held-out reward before it stops")
+    max_kl: Rate = ours(10.0, "nats an answer: above it the run stops", "held-out reward can be hacked, KL cannot")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.batch_size % self.minibatch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of minibatch_size ({self.minibatch_size})"
+            )
+        return self

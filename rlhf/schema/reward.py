@@ -1,0 +1,29 @@
+"""Settings: reward models."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rlhf.schema.setting import Count, Positive, Rate, Share, ours, paper
+from rlhf.schema.shared import AdamW, Source
+
+
+class RewardConfig(AdamW):
+    """Helpfulness and safety reward models (3.2.2)."""
+
+    data: tuple[Source, ...] = ours((), "public preference sets, beside the pairs of earlier stages", "none")
+    test_share: Share = ours(
+        0.1, "share of the prompts of public sets held out for testing", "they hold no batch of 1000"
+    )
+    margin: Literal["none", "small", "large"] = ours("small", "margin by rating (Table 27)", "best average in Table 28")
+    unrated_margin: float = ours(0.0, "margin of pairs without a rating", "no claim about how different they are", ge=0)
+    safety_loss_coef: float = ours(1.0, "weight of the safety auxiliary loss (Table 29)", ge=0)
+    center_coef: float = ours(0.01, "weight of (r_chosen + r_rejected)^2: keeps scores around 0", ge=0)
+    helpfulness_share: Rate = ours(0.5, "helpfulness model: share of helpfulness pairs", "our reading of 3.2.2", le=1)
+    safety_share: Rate = paper(0.9, "3.2.2", "safety model: share of safety pairs, the rest helpfulness", le=1)
+    epochs: Positive = paper(1, "3.2.2", "passes over the pairs; longer 'can lead to over-fitting'")
+    learning_rate: Rate = paper(1e-5, "3.2.2", "maximum learning rate; the paper uses 5e-6 at 70B")
+    final_lr_ratio: Share = paper(0.1, "3.2.2", "cosine ends at this share of the learning rate")
+    warmup_ratio: Share = paper(0.03, "3.2.2", "share of the steps that warm up")
+    warmup_min_steps: Count = paper(5, "3.2.2", "and at least this many")
+    batch_size: Positive = paper(512, "3.2.2", "pairs per step, over all devices")
