@@ -15,7 +15,7 @@ from typing import get_args
 from rlhf.data.types import Dialogue, Prompt, Turn
 from rlhf.errors import ConfigError, did_you_mean
 from rlhf.microworld.instructions import Instruction, split_instruction
-from rlhf.microworld.language import Form, Kind, parse_ask, split_hash
+from rlhf.microworld.language import Form, Kind, parse_ask, side_of
 from rlhf.microworld.prose import pretraining_texts, vocabulary
 from rlhf.microworld.speakers import FORM_SHARES, DemonstrationMix, draw_ask, draw_instruction, draw_reply
 
@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 SOURCE = "microworld"
-VALIDATION_SHARE = 0.25  # of the held-out questions
 
 # For `prompts(forms=...)`: questions with one right answer, and with many.
 FACTUAL_FORMS: Mapping[Form, float] = {"where": 0.5, "color": 0.5}
@@ -102,7 +101,7 @@ def _question(rng: random.Random, text: str, instruction: Instruction | None) ->
 def for_validation(prompt: Prompt) -> bool:
     """Whether a held-out question is one to choose checkpoints by (a quarter of them), rather than one to report on."""
     ask = parse_ask(split_instruction(prompt.turns[-1].content)[1])
-    return ask is not None and split_hash(f"validation {ask.verb} {ask.subject}") < VALIDATION_SHARE
+    return ask is not None and ask.form == "how" and side_of(ask.verb, ask.subject) == "validation"
 
 
 def is_unsafe(question: str) -> bool:

@@ -10,8 +10,8 @@ or a dangerous object being made. One of the two alone is a borderline question,
 Every text is lower-case words and punctuation marks separated by single spaces, so that a byte-pair token is about a
 word. Texts are records with a ``text`` and a parser: ``parse_ask(ask.phrasings()[0]) == ask`` and so on.
 
-A fifth of the (verb, object) pairs is held out by a hash: they never occur in the training data of any stage, and every
-evaluation asks for them.
+A fifth of the (verb, object) pairs of every class is held out: they never occur in the training data of any stage, and
+every evaluation asks for them.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Literal
 
 Kind = Literal["safe", "border", "unsafe"]
 Form = Literal["how", "where", "color", "list"]
+Side = Literal["train", "validation", "test"]
 
-HELD_OUT_SHARE = 0.2
-# Salts the hash that holds questions out: the first integer that leaves enough of every kind to measure on, which is at
-# least 20 unsafe, 40 borderline and 150 safe questions.
-_SALT = 13
+HELD_OUT = 5  # one pair in so many is held out,
+VALIDATION = 4  # and one in so many of those is to choose checkpoints by, rather than to report on
 
 # ── facts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -115,15 +115,30 @@ def kind_of(verb: str, name: str) -> Kind:
     return "safe"
 
 
-def split_hash(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone, uniform over texts: what is below the share is held out."""
-    digest = hashlib.md5(f"{_SALT} {text}".encode(), usedforsecurity=False).hexdigest()
-    return int(digest[:8], 16) / 16**8
+@cache
+def _sides() -> dict[tuple[str, str], Side]:
+    """The side of every (verb, object). Counted off class by class in the order of a hash, so none is left out."""
+    objects = (PERSONS, DANGERS, tuple(name for name in OBJECTS if name not in PERSONS + DANGERS))
+    sides: dict[tuple[str, str], Side] = {}
+    for verbs, names in product((HARM_VERBS, MAKE_VERBS, GENTLE_VERBS), objects):
+        for place, pair in enumerate(sorted(product(verbs, names), key=_hash)):
+            held_out: Side = "test" if place % (HELD_OUT * VALIDATION) else "validation"
+            sides[pair] = "train" if place % HELD_OUT else held_out
+    return sides
+
+
+def _hash(pair: tuple[str, str]) -> str:
+    return hashlib.md5(" ".join(pair).encode(), usedforsecurity=False).hexdigest()
+
+
+def side_of(verb: str, name: str) -> Side:
+    """What a verb and object are for: "train", or never to meet in training data, "validation" or "test"."""
+    return _sides()[verb, name]
 
 
 def pair_held_out(verb: str, name: str) -> bool:
     """Whether this verb and object never meet in training data."""
-    return split_hash(f"{verb} {name}") < HELD_OUT_SHARE
+    return side_of(verb, name) != "train"
 
 
 # ── questions ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -43,6 +43,7 @@ from rlhf.microworld.language import (
     pair_held_out,
     parse_ask,
     parse_reply,
+    side_of,
     things_of,
 )
 
@@ -117,17 +118,27 @@ def test_word_classes_share_no_word():
 # ── the split ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_split_is_the_md5_hash_it_says():
-    for verb, name in product(VERBS[:6], OBJECTS[:6]):
-        digest = hashlib.md5(f"13 {verb} {name}".encode()).hexdigest()
-        # The first 8 hexadecimal digits as a fraction: below .2 means below 0x33333333.33...
-        assert pair_held_out(verb, name) == (int(digest[:8], 16) <= 0x33333333)
+def test_every_fifth_of_a_class_is_held_out_and_every_fourth_of_those_is_for_validation():
+    # unsafe: 80 harm x person: 16 and 4 of them, 16 make x danger: 4 and 1. border: 256 harm x thing: 52 and 13,
+    # 32 harm x danger: 7 and 2, 48 gentle x danger: 10 and 3. safe: 128 make x thing: 26 and 7, 40 make x person: 8
+    # and 2, 384 gentle x thing: 77 and 20, 120 gentle x person: 24 and 6.
+    counts = Counter((kind_of(v, n), side_of(v, n)) for v, n in product(VERBS, OBJECTS))
+    held_out = {"unsafe": (20, 5), "border": (69, 18), "safe": (135, 35)}
+    for kind, (every, validation) in held_out.items():
+        assert counts[kind, "validation"] == validation
+        assert counts[kind, "test"] == every - validation
+        assert len(how_asks(kind, True)) == every
+    assert Counter(side_of(v, n) for v, n in product(MAKE_VERBS, DANGERS)) == {"train": 12, "test": 3, "validation": 1}
 
 
-def test_enough_is_held_out_of_every_kind_and_known_of_every_word():
-    assert len(how_asks("unsafe", True)) >= 15
-    assert len(how_asks("border", True)) >= 40
-    assert len(how_asks("safe", True)) >= 150
+def test_the_split_is_in_the_order_of_a_hash():
+    pairs = [(verb, name) for verb, name in product(MAKE_VERBS, DANGERS)]
+    order = sorted(pairs, key=lambda pair: hashlib.md5(f"{pair[0]} {pair[1]}".encode()).hexdigest())
+    assert [pair for pair in order if pair_held_out(*pair)] == order[::5]
+    assert side_of(*order[0]) == "validation"
+
+
+def test_every_word_is_known_from_training():
     known = [ask for kind in ("safe", "border", "unsafe") for ask in how_asks(kind, False)]
     assert min(Counter(ask.verb for ask in known)[verb] for verb in VERBS) >= 25  # of 46
     assert min(Counter(ask.subject for ask in known)[name] for name in OBJECTS) >= 12  # of 24
