@@ -23,6 +23,7 @@ from rlhf.checkpoint import damage, locked, open_artefact, read_manifest, recove
 from rlhf.decision import Decision, decide, ingredients, plan
 from rlhf.errors import ConfigError, DiskError, MissingError, PreemptedError, RlhfError, disk_error, free_bytes
 from rlhf.meter import Journal, Meter, git_commit, versions
+from rlhf.provenance import outside_the_sections
 from rlhf.reporting.text import duration
 from rlhf.steps import Stage, Step, expand, select, table
 
@@ -209,6 +210,7 @@ def make(step: Step, recipe: Recipe, run_dir: Path, decision: Decision, journal:
     )
     seed = derive_seed(recipe.seed, step.name)
     about: dict[str, Any] = {"step": step.name, "fingerprint": key, **made_from}
+    about["recipe"] = outside_the_sections(recipe)
     journal.write("start", step.name, reason=decision.reason)
     meter = Meter()
     try:

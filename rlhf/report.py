@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from rlhf.errors import DataError
 from rlhf.origins import settings
+from rlhf.provenance import as_made
 from rlhf.reporting.table import markdown, summary
 from rlhf.reporting.text import redact
 from rlhf.schema import Recipe
@@ -45,7 +46,7 @@ def write(
 
     Args:
         run_dir: the run's folder, `runs/<run>`.
-        recipe: the resolved recipe.
+        recipe: the resolved recipe; of a step that is finished, the settings it was made with take its place.
         steps: every step of the recipe, in order, made or not.
         origins: dotted setting -> where its value came from; without it, each setting shows its default's source.
 
@@ -57,8 +58,12 @@ def write(
     """
     from rlhf.reporting.page import draw, is_current
 
+    today, recipe = {name: value for name, value, _ in settings(recipe)}, as_made(run_dir, recipe)
     report = collect(run_dir, recipe, steps)
-    shown = [(name, value, (origins or {}).get(name, _source(field))) for name, value, field in settings(recipe)]
+    shown = [
+        (name, value, (origins or {}).get(name, _source(field)) if value == today[name] else "the run's manifests")
+        for name, value, field in settings(recipe)
+    ]
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     _replace(run_dir / "report.json", text)
     page = run_dir / "report.html"

@@ -30,7 +30,7 @@ from rlhf.reporting.text import duration, plain, redact
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 SECONDS_BETWEEN_LINES = 30.0
-WANDB_START_SECONDS = 8.0
+WANDB_START_SECONDS = 2.5  # with the import and the way back to offline, a dead server costs less than 5 s
 WANDB_FINISH_SECONDS = 30.0
 
 
@@ -132,11 +132,17 @@ class Tracker:
             yield _Bar(bars, bars.add_task(name, total=total, tail=""), total)
         finally:
             if outermost:
-                bars.stop()
-                self._bars = None
+                self._stop_bars()
+
+    def _stop_bars(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
 
     def close(self) -> None:
-        """Finish the files and W&B; a second call does nothing."""
+        """Finish the bar, the files and W&B; a second call does nothing."""
+        # A loop that an exception left without closing its bar would otherwise close it when the interpreter ends.
+        self._stop_bars()
         for file in (self._metrics, self._samples):
             if file is not None:
                 file.close()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import sys
+import threading
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -184,6 +187,46 @@ def test_a_terminal_gets_a_bar_with_its_eta_and_loops_may_nest(tmp_path: Path, s
     assert "4/4" in shown
     assert "reward 1.25" in shown
     assert "a word in between" in shown
+
+
+def test_a_bar_that_an_exception_left_open_is_closed_with_the_tracker(tmp_path: Path, screen: io.StringIO) -> None:
+    t = tracker(tmp_path, screen)
+    t.console = Console(file=screen, width=120, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
+    loop = t.progress(2, "sft")  # as the Trainer's callbacks do, which nobody calls when training is broken off
+    loop.__enter__().advance(1)
+    t.close()
+    drawing = [thread for thread in threading.enumerate() if type(thread).__name__ == "_RefreshThread"]
+    for thread in drawing:
+        thread.join(timeout=5)  # told to stop, it ends at its next tick
+    assert not any(thread.is_alive() for thread in drawing)
+    shown = screen.getvalue()
+    loop.__exit__(None, None, None)  # what the interpreter does when it ends, too late to draw anything
+    assert screen.getvalue() == shown
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["silent", "refusing"])
+def test_a_server_that_never_answers_delays_the_start_by_less_than_five_seconds(
+    tmp_path: Path, screen: io.StringIO, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if kind == "silent":  # the kernel completes the handshake, and nobody ever reads the request
+            server.listen(8)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
+        t = tracker(tmp_path, screen, wandb_mode="online")
+        began = time.monotonic()
+        t.log({"loss": 1.0}, step=1)
+        assert time.monotonic() - began <= 5.0
+        for step in range(2, 21):
+            t.log({"loss": 1.0 / step}, step=step)
+        t.close()
+        wandb.teardown()
+    assert [row["step"] for row in rows(t.folder / "metrics.jsonl")] == list(range(1, 21))
+    assert "wandb cannot be reached" in screen.getvalue()
+    assert list((tmp_path / "runs" / "tiny" / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_disabled_never_imports_wandb(tmp_path: Path, screen: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ def main(request: Request) -> int:
     from rlhf import pipeline
     from rlhf.checkpoint import shown
     from rlhf.errors import MissingError
+    from rlhf.provenance import as_made
     from rlhf.report import markdown, summary, write
 
     loaded = request.load()
@@ -21,7 +22,7 @@ def main(request: Request) -> int:
         raise MissingError(
             f"{shown(loaded.run_dir)} does not exist", hints=[f"make it: rlhf run run={loaded.recipe.run}"]
         )
-    steps = pipeline.expand(loaded.recipe)
+    steps = pipeline.expand(as_made(loaded.run_dir, loaded.recipe))
     written = write(loaded.run_dir, loaded.recipe, steps, origins=loaded.origins)
     if request.option("format", FORMATS) == "markdown":
         print(markdown(written))
