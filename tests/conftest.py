@@ -1,6 +1,7 @@
 """A tokenizer and models with random weights, made on the spot: small enough for every test, alive enough to differ."""
 
 import copy
+import shutil
 
 import pytest
 
@@ -56,3 +57,16 @@ def reward_model(llama_config):
     config = copy.deepcopy(llama_config)
     config.num_labels = 1
     return LlamaForSequenceClassification(config).eval()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The system's Chromium without a window."""
+    driver = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install --group dev")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    with driver.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()

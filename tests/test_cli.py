@@ -62,11 +62,11 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "err"),
     [
-        (["rnu"], 2, "error: unknown command rnu\n  did you mean run?\n  commands: run, plan, show, status, report\n"),
+        (["rnu"], 2, f"error: unknown command rnu\n  did you mean run?\n  commands: {', '.join(BY_NAME)}\n"),
         (
             ["stage=ppo"],
             2,
-            "error: expected a command first, got stage=ppo\n  commands: run, plan, show, status, report\n",
+            f"error: expected a command first, got stage=ppo\n  commands: {', '.join(BY_NAME)}\n",
         ),
         (["run", "ppo"], 2, "error: expected KEY=VALUE, got ppo\n  did you mean stage=ppo?\n"),
         (["run", "my.yaml"], 2, "error: expected KEY=VALUE, got my.yaml\n  did you mean config=my.yaml?\n"),

@@ -43,4 +43,19 @@ COMMANDS = (
         ("rlhf report", "rlhf report run=tiny-2", "rlhf report format=markdown"),
         options={"format": "terminal, or markdown: how the table is printed"},
     ),
+    Command(
+        "chat",
+        "talk to policies side by side, with both reward scores under each answer",
+        "Without a terminal, questions are read from the standard input. Lines of one letter are commands: s saves.",
+        ("rlhf chat", "rlhf chat policy=sft,ppo temperature=0.7 system='always answer in german'", "rlhf chat --web"),
+        flags={"--web": "in a page on this machine only (needs the extra: pip install 'rlhf[web]')"},
+        options={
+            "policy": "steps of the run, or folders, separated by commas      [the newest]",
+            "system": "an instruction that stands before the conversation",
+            "temperature": "0 is greedy                              [evaluate.temperature]",
+            "max_new_tokens": "longest answer in tokens              [evaluate.max_new_tokens]",
+            "save": "where `s` adds preferred answers         [runs/RUN/chat.jsonl]",
+            "port": "of the page                                              [8080]",
+        },
+    ),
 )

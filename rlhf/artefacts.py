@@ -1,0 +1,58 @@
+"""Which finished artefacts of a run a command means by a name. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf.checkpoint import MANIFEST, read_manifest, shown, verify
+from rlhf.errors import MissingError, did_you_mean
+from rlhf.steps import POLICIES, expand
+
+if TYPE_CHECKING:
+    from rlhf.config import Loaded
+
+
+def policies(loaded: Loaded) -> dict[str, Path]:
+    """Every finished policy of the run, oldest first, the base model included."""
+    return _finished(loaded, ("base", *POLICIES))
+
+
+def chosen_policies(loaded: Loaded, wanted: str | None) -> dict[str, Path]:
+    """The policies of `policy=sft,ppo` (names of this run, or folders of another), each compared with its checksums.
+
+    Without a wish it is the newest. MissingError names what is there.
+    """
+    found = policies(loaded)
+    names = [name.strip() for name in wanted.split(",") if name.strip()] if wanted else list(found)[-1:]
+    if not names:
+        raise MissingError(
+            f"{shown(loaded.run_dir)} has no finished policy", hints=[f"make one: rlhf run run={loaded.recipe.run}"]
+        )
+    chosen = {}
+    for name in names:
+        folder = Path(name).expanduser() if "/" in name else found.get(name)
+        if folder is None:
+            there = f"finished in {shown(loaded.run_dir)}: {', '.join(found) or 'none'}"
+            raise MissingError(f"no policy {name}", hints=[h for h in (did_you_mean(name, found), there) if h])
+        verify(folder)
+        chosen[name.rstrip("/")] = folder
+    return chosen
+
+
+def newest_reward(loaded: Loaded) -> Path | None:
+    """The newest reward models of the run, if it has any."""
+    found = list(_finished(loaded, ("reward",)).values())
+    if found:
+        verify(found[-1])
+    return found[-1] if found else None
+
+
+def step_of(folder: Path) -> str:
+    """The name of the step that made an artefact, wherever the folder stands now."""
+    return str(read_manifest(folder)["step"])
+
+
+def _finished(loaded: Loaded, stages: tuple[str, ...]) -> dict[str, Path]:
+    steps = [step.name for step in expand(loaded.recipe) if step.stage in stages]
+    return {name: loaded.run_dir / name for name in steps if (loaded.run_dir / name / MANIFEST).exists()}
