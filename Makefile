@@ -4,7 +4,7 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: install run test check
+.PHONY: install run test check bench
 
 install: $(STAMP)
 
@@ -28,3 +28,7 @@ check: install
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	$(PYTHON) -m pytest -m "not slow"
+
+# Side by side with what others offer, on one thread; the tables of record are benchmarks/*.md. About an hour.
+bench: install
+	for file in benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(PYTHON) $$file || exit 1; done

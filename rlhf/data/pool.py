@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -129,22 +129,22 @@ def read(path: Path) -> Pool:
     Raises:
         DataError: with file:line, if any other line can't be read.
     """
-    *lines, last = path.read_bytes().split(b"\n")
-    torn = 0
-    if last and not _whole(last):
-        torn = len(last)
-    elif last:
-        lines.append(last)
     entries: dict[Key, PoolEntry] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = PoolEntry.from_json(json.loads(line))
-        except DataError as error:
-            raise located(error, f"{path}:{number}") from None
-        except (ValueError, AttributeError) as error:
-            raise DataError(f"not a pool entry: {error}", where=f"{path}:{number}") from None
-        entries.setdefault(entry.key, entry)
-    return Pool(list(entries.values()), torn)
+    prompts: dict[tuple[Turn, ...], tuple[Turn, ...]] = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n") and not _whole(line):
+                return Pool(list(entries.values()), len(line))
+            try:
+                entry = PoolEntry.from_json(json.loads(line))
+            except DataError as error:
+                raise located(error, f"{path}:{number}") from None
+            except (ValueError, AttributeError) as error:
+                raise DataError(f"not a pool entry: {error}", where=f"{path}:{number}") from None
+            # The K samples of a prompt share its turns: half of the memory of a large pool would be copies of them.
+            entry = replace(entry, prompt=prompts.setdefault(entry.prompt, entry.prompt))
+            entries.setdefault(entry.key, entry)
+    return Pool(list(entries.values()), 0)
 
 
 def best(entries: Sequence[PoolEntry], scores: Sequence[float]) -> list[PoolEntry]:

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+from rlhf.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample. `temperature` 0 is greedy."""
+    """How to sample. `temperature` 0 is greedy, of which there is one answer a prompt.
+
+    Raises:
+        ConfigError: if this is no way to sample.
+    """
 
     samples_per_prompt: int
     temperature: float
     max_new_tokens: int
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.samples_per_prompt < 1:
+            raise ConfigError(f"at least one sample a prompt is needed, got {self.samples_per_prompt}")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"an answer needs room for one token at least, got max_new_tokens {self.max_new_tokens}")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"a temperature must be a number from 0 on, got {self.temperature}")
+        if self.temperature == 0 and self.samples_per_prompt > 1:
+            raise ConfigError(
+                f"at temperature 0 all {self.samples_per_prompt} samples of a prompt would be the same",
+                hints=["sample at a temperature above 0", "or ask for one answer a prompt"],
+            )
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
 
 @dataclass(frozen=True, slots=True)

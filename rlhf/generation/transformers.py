@@ -18,6 +18,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from rlhf.generation.protocol import Completion, Sampling
 
+BLOCK = 256
+"""Tokens of the vocabulary that are summed together before one of them is looked for."""
+
 
 class RowCache(DynamicLayer):
     """Keys and values of one layer, [rows, heads, capacity, width], written in place."""
@@ -38,9 +41,11 @@ class RowCache(DynamicLayer):
         self.length = new
         return self._show()
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop every row but these."""
-        self.buffers = [buffer[rows] for buffer in self.buffers]
+    def shrink(self, holes: Tensor, movers: Tensor, rows: int) -> None:
+        """Keep `rows` rows: those at `movers`, beyond them, take the places of those at `holes`. No other row moves."""
+        for buffer in self.buffers:
+            buffer[holes, :, : self.length] = buffer[movers, :, : self.length]
+        self.buffers = [buffer[:rows] for buffer in self.buffers]
         self._show()
 
     def _show(self) -> tuple[Tensor, Tensor]:
@@ -99,7 +104,7 @@ def _decode(
     """One batch: prefill the prompts, then one token per live row and step. Rows are [prompt * K + k]."""
     device, k = model.device, sampling.samples_per_prompt
     logits, cache, mask, position = _prefill(model, prompts, sampling, pad_token_id)
-    rows = len(prompts) * k
+    width, rows = max(len(p) for p in prompts), len(prompts) * k
     tokens = torch.full((rows, sampling.max_new_tokens), pad_token_id, dtype=torch.long, device=device)
     logprobs = torch.zeros((rows, sampling.max_new_tokens), device=device)
     length = torch.full((rows,), sampling.max_new_tokens, device=device)
@@ -114,21 +119,33 @@ def _decode(
         if t + 1 == sampling.max_new_tokens or bool(stop.all()):
             break
         if bool(stop.any()):
-            kept = (~stop).nonzero()[:, 0]
-            for layer in cache.layers:
-                layer.keep(kept)
+            kept = _leave(cache, stop)
             live, token, position = live[kept], token[kept], position[kept]
             mask = None if mask is None else mask[kept]
-        if mask is not None:
-            mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
         logits = model(
-            input_ids=token[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache
+            input_ids=token[:, None],
+            attention_mask=None if mask is None else mask[:, : width + t + 1],
+            position_ids=position[:, None],
+            past_key_values=cache,
         ).logits[:, -1]
         position = position + 1
     return [
         Completion(tuple(ids[:n]), tuple(lps[:n]), "stop" if end else "length")
         for ids, lps, n, end in zip(tokens.tolist(), logprobs.tolist(), length.tolist(), ended.tolist(), strict=True)
     ]
+
+
+def _leave(cache: Cache, stop: Tensor) -> Tensor:
+    """Take the rows that stop out of the cache; for each row of the smaller batch, which row it was.
+
+    The last rows fill the gaps, so that what moves is one row for each that leaves, and not the whole cache.
+    """
+    kept = (~stop).nonzero()[:, 0]
+    rows = len(kept)
+    holes, movers = stop[:rows].nonzero()[:, 0], kept[kept >= rows]
+    for layer in cache.layers:
+        layer.shrink(holes, movers, rows)
+    return torch.arange(rows, device=stop.device).index_put((holes,), movers)
 
 
 def _prefill(
@@ -156,7 +173,7 @@ def _prefill(
     ).logits[:, -1]
     room = sampling.max_new_tokens
     cache.layers = [RowCache(layer.keys, layer.values, copies=k, room=room) for layer in cache.layers]
-    row_mask = None if even else mask.repeat_interleave(k, 0)
+    row_mask = None if even else torch.nn.functional.pad(mask, (0, room), value=1).repeat_interleave(k, 0)
     return logits.repeat_interleave(k, 0), cache, row_mask, lengths.repeat_interleave(k)
 
 
@@ -173,20 +190,47 @@ def choose(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float)
         tokens [R] and their log-probabilities [R] (nats) in the distribution drawn from.
     """
     scaled = logits.float() / (temperature or 1.0)
-    logprobs = scaled.log_softmax(-1)
     if temperature == 0:
-        token = logprobs.argmax(-1)
-        return token, logprobs.gather(1, token[:, None])[:, 0]
+        token = scaled.argmax(-1)
+        return token, scaled.gather(1, token[:, None])[:, 0] - scaled.logsumexp(-1)
     if top_p < 1.0:
-        ordered, index = logprobs.sort(-1, descending=True)
-        before = ordered.exp().cumsum(-1) - ordered.exp()
-        ordered = ordered.masked_fill(before >= top_p, float("-inf"))
-        logprobs = torch.empty_like(logprobs).scatter_(1, index, ordered).log_softmax(-1)
-    cumulative = logprobs.double().exp().cumsum(-1)
-    token = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
-    # Rounding may step past the last token with any probability.
-    token = token.clamp(max=logits.shape[-1] - 1)
-    return token, logprobs.gather(1, token[:, None])[:, 0]
+        scaled = _nucleus(scaled, top_p)
+    highest = scaled.amax(-1, keepdim=True)
+    weights = (scaled - highest).exp()
+    token, total = _invert(weights, uniform)
+    logprob = (scaled.gather(1, token[:, None]) - highest)[:, 0].double() - total.log()
+    return token, logprob.float()
+
+
+def _nucleus(scaled: Tensor, top_p: float) -> Tensor:
+    """The logits with every token outside the smallest set of probability `top_p` at minus infinity."""
+    ordered, index = scaled.log_softmax(-1).sort(-1, descending=True)
+    before = ordered.exp().cumsum(-1) - ordered.exp()
+    ordered = ordered.masked_fill(before >= top_p, float("-inf"))
+    return torch.empty_like(scaled).scatter_(1, index, ordered)
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The token at which the running sum of `weights` [R, V] passes `uniform` of the total; tokens and totals [R].
+
+    Two levels, first the block of tokens and then the token in it: one running sum in float64 over all of V would take
+    longer than the rest of the draw. Both look for the first sum above a value below the last, so that a token without
+    weight is never found.
+    """
+    rows = torch.arange(len(weights), device=weights.device)
+    blocks = torch.nn.functional.pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    sums = blocks.sum(-1)
+    running = sums.double().cumsum(-1)
+    total = running[:, -1]
+    target = uniform * total
+    block = torch.searchsorted(running, target[:, None], right=True)[:, 0]
+    own = sums[rows, block].double()
+    share = ((target - (running[rows, block] - own)) / own).clamp(min=0)
+    within = blocks[rows, block].double().cumsum(-1)
+    last = within[:, -1]
+    target = (share * last).minimum(last.nextafter(torch.zeros_like(last)))
+    place = torch.searchsorted(within, target[:, None], right=True)[:, 0]
+    return block * BLOCK + place, total
 
 
 def _uniforms(keys: Sequence[str], sampling: Sampling, *, seed: int) -> Tensor:
@@ -203,6 +247,6 @@ def _uniforms(keys: Sequence[str], sampling: Sampling, *, seed: int) -> Tensor:
 def _widened(states: Tensor, *, copies: int, room: int) -> Tensor:
     """[P, heads, length, width] -> [P * copies, heads, length + room, width], the new slots empty."""
     rows, heads, length, width = states.shape
-    out = states.new_zeros(rows * copies, heads, length + room, width)
-    out[:, :, :length] = states.repeat_interleave(copies, 0)
-    return out
+    out = states.new_empty(rows, copies, heads, length + room, width)
+    out[:, :, :, :length] = states[:, None]
+    return out.flatten(0, 1)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rlhf.errors import ConfigError
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import choose, generate
 
@@ -254,6 +255,54 @@ def test_first_tokens_are_drawn_from_the_model(policy):
         p = policy(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
     statistic, cells = chi_square(counts, n * p)
     assert statistic < cells + 5 * math.sqrt(2 * cells)  # mean and standard deviations of chi-square
+
+
+def test_the_draw_is_the_one_of_a_running_sum_over_the_whole_vocabulary():
+    """One sum in float64 over 1,000 tokens, most of them without weight: four blocks, the last one not full."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4_000, 1_000, generator=generator) * 4
+    logits = logits.masked_fill(torch.rand(logits.shape, generator=generator) < 0.9, float("-inf"))
+    uniform = torch.rand(len(logits), generator=generator, dtype=torch.float64)
+    tokens, logprobs = choose(logits, uniform, temperature=1.0, top_p=1.0)
+    wanted = logits.double().softmax(-1)
+    running = wanted.cumsum(-1)
+    index = torch.searchsorted(running, (uniform * running[:, -1])[:, None], right=True)[:, 0]
+    # The weights are summed in float32 within a block: one draw in a million or so falls on a border.
+    assert (tokens != index).sum() <= 1
+    torch.testing.assert_close(logprobs.double(), wanted.gather(1, tokens[:, None])[:, 0].log(), atol=1e-5, rtol=0)
+
+
+def test_later_tokens_are_drawn_from_the_model(policy):
+    """The second token of 20,000 samples, some of whose rows have left by then, against its exact distribution."""
+    n, prompt = 20_000, PROMPTS[2]
+    (group,) = run(policy, Sampling(n, 1.0, 2), prompts=[prompt], keys=["x"], rows_per_batch=n)
+    second = torch.tensor([c.token_ids[1] for c in group if len(c.token_ids) == 2])
+    with torch.no_grad():
+        first = policy(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+        first[1] = 0  # the EOS, after which there is no second token
+        rows = torch.cat([torch.tensor(prompt).expand(300, -1), torch.arange(300)[:, None]], dim=1)
+        p = first @ policy(rows).logits[:, -1].double().softmax(-1)
+    statistic, cells = chi_square(torch.bincount(second, minlength=300).double(), n * p)
+    assert 0 < n - len(second) < n / 2
+    assert statistic < cells + 5 * math.sqrt(2 * cells)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((0, 1.0, 8), "at least one sample a prompt is needed, got 0"),
+        ((4, -0.5, 8), "a temperature must be a number from 0 on, got -0.5"),
+        ((1, float("nan"), 8), "got nan"),
+        ((1, float("inf"), 8), "got inf"),
+        ((4, 0.0, 8), "at temperature 0 all 4 samples of a prompt would be the same"),
+        ((1, 1.0, 0), "got max_new_tokens 0"),
+        ((1, 1.0, 8, 0.0), "top_p must be above 0 and at most 1, got 0.0"),
+        ((1, 1.0, 8, 1.5), "got 1.5"),
+    ],
+)
+def test_what_is_no_way_to_sample_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        Sampling(*values)
 
 
 def test_draws_of_one_sample_and_of_its_neighbours_are_independent(policy):
