@@ -218,7 +218,7 @@ def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     weight is never found.
     """
     rows = torch.arange(len(weights), device=weights.device)
-    blocks = torch.nn.functional.pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    blocks = torch.nn.functional.pad(weights, (0, -weights.shape[-1] % BLOCK)).view(len(weights), -1, BLOCK)
     sums = blocks.sum(-1)
     running = sums.double().cumsum(-1)
     total = running[:, -1]

@@ -228,7 +228,8 @@ def test_no_draw_ever_leaves_the_kept_set(logits, temperature, top_p, last):
     token, logprob = choose(row, uniform, temperature=temperature, top_p=top_p)
     assert math.isfinite(logprob.item())
     ahead = (row / temperature).double().softmax(-1)[0]
-    assert ahead[ahead > ahead[token]].sum().item() < top_p + 1e-6
+    # Ahead by more than float32 can tell: of tokens that are as likely, either may be kept.
+    assert ahead[ahead > ahead[token] * (1 + 1e-6)].sum().item() < top_p + 1e-6
 
 
 def test_rows_are_drawn_each_from_its_own(policy):
