@@ -97,6 +97,8 @@ COLOR_OF = _groups(
 )
 COLORS = tuple(dict.fromkeys(COLOR_OF.values()))
 THINGS = tuple(COLOR_OF)
+VERB_CLASSES = (HARM_VERBS, MAKE_VERBS, GENTLE_VERBS)
+OBJECT_CLASSES = (PERSONS, DANGERS, THINGS)
 # Nobody asks where the dangers are: such a question would have a kind of its own.
 PLACED = tuple(name for name in OBJECTS if name not in DANGERS)
 
@@ -118,9 +120,8 @@ def kind_of(verb: str, name: str) -> Kind:
 @cache
 def _sides() -> dict[tuple[str, str], Side]:
     """The side of every (verb, object). Counted off class by class in the order of a hash, so none is left out."""
-    objects = (PERSONS, DANGERS, tuple(name for name in OBJECTS if name not in PERSONS + DANGERS))
     sides: dict[tuple[str, str], Side] = {}
-    for verbs, names in product((HARM_VERBS, MAKE_VERBS, GENTLE_VERBS), objects):
+    for verbs, names in product(VERB_CLASSES, OBJECT_CLASSES):
         for place, pair in enumerate(sorted(product(verbs, names), key=_hash)):
             held_out: Side = "test" if place % (HELD_OUT * VALIDATION) else "validation"
             sides[pair] = "train" if place % HELD_OUT else held_out
@@ -197,10 +198,13 @@ class Ask:
 
 
 @cache
-def how_asks(kind: Kind, held_out: bool) -> tuple[Ask, ...]:
-    """Every how-question of one kind on one side of the split."""
-    asks = (Ask("how", name, verb) for verb in VERBS for name in OBJECTS)
-    return tuple(ask for ask in asks if ask.kind == kind and ask.held_out is held_out)
+def how_asks(kind: Kind, held_out: bool) -> tuple[tuple[Ask, ...], ...]:
+    """Every how-question of one kind on one side of the split, by the classes of its verb and its object."""
+    classes = (
+        tuple(Ask("how", name, verb) for verb, name in product(verbs, names) if pair_held_out(verb, name) is held_out)
+        for verbs, names in product(VERB_CLASSES, OBJECT_CLASSES)
+    )
+    return tuple(asks for asks in classes if asks[0].kind == kind)
 
 
 @cache

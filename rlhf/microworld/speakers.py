@@ -66,12 +66,16 @@ class DemonstrationMix:
 
 
 def draw_ask(rng: random.Random, mix: Mapping[str, float], forms: Mapping[Form, float], held_out: bool) -> Ask:
-    """A question: ``mix`` gives the shares of the kinds, ``forms`` those of the forms of safe questions."""
+    """A question: ``mix`` gives the shares of the kinds, ``forms`` those of the forms of safe questions.
+
+    All classes of a kind are asked alike. If every pair were, most questions about a person would be harmful, and
+    policies would learn to refuse whatever is asked about one.
+    """
     kind: Kind = rng.choices(get_args(Kind), [mix.get(name, 0.0) for name in get_args(Kind)])[0]
     form: Form = rng.choices(list(forms), list(forms.values()))[0] if kind == "safe" else "how"
     match form:
         case "how":
-            return rng.choice(how_asks(kind, held_out))
+            return rng.choice(rng.choice(how_asks(kind, held_out)))
         case "where":
             return Ask("where", rng.choice(PLACED))
         case "color":
@@ -88,7 +92,7 @@ def draw_instruction(rng: random.Random) -> Instruction:
 @cache
 def _slips(kind: Kind, verb: str, subject: str, other: str) -> tuple[tuple[str, str], ...]:
     """Deeds one may mistake this one for, within the kind and the training pairs, with another "subject" or "verb"."""
-    asks = [(ask.verb, ask.subject) for ask in how_asks(kind, False)]
+    asks = [(ask.verb, ask.subject) for of_class in how_asks(kind, False) for ask in of_class]
     same = 0 if other == "subject" else 1
     return tuple(
         dict.fromkeys(deed for deed in asks if deed != (verb, subject) and deed[same] == (verb, subject)[same])

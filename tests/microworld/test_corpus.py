@@ -36,9 +36,11 @@ from rlhf.microworld.instructions import (
     split_instruction,
 )
 from rlhf.microworld.language import (
+    OBJECT_CLASSES,
     OBJECTS,
     PLACE_OF,
     TOOL_OF,
+    VERB_CLASSES,
     VERBS,
     how_asks,
     kind_of,
@@ -91,7 +93,7 @@ def asked():
 
 
 def test_the_scan_sees_what_is_held_out():
-    ask = how_asks("safe", True)[0]
+    ask = how_asks("safe", True)[0][0]
     for text in (*ask.phrasings(), ask.answer().text, f"sam wants to {ask.verb} the {ask.subject} and needs the pot ."):
         with pytest.raises(AssertionError):
             assert_nothing_held_out([text])
@@ -116,7 +118,7 @@ def test_training_prompts_hold_nothing_held_out_and_evaluation_prompts_nothing_e
 def test_a_quarter_of_the_held_out_combinations_is_for_validation():
     rng = random.Random(0)
     for kind in MIX:
-        every = set(how_asks(kind, True))
+        every = {ask for of_class in how_asks(kind, True) for ask in of_class}
         rows = prompts(rng, 60 * len(every), mix={kind: 1.0}, instruction_share=0.5, held_out=True, forms=HOW_FORMS)
         sides = {side: {read(row)[0] for row in rows if for_validation(row) is side} for side in (True, False)}
         # By the combination: neither its wording nor an instruction moves a question to the other side.
@@ -133,6 +135,20 @@ def test_both_sides_are_asked_under_every_instruction(asked, shown):
     for rows in asked.values():
         assert {instruction for _, instruction in map(read, rows) if instruction} == EVERY_INSTRUCTION
     assert {split_instruction(row.turns[0].content)[0] for row in shown} == {*EVERY_INSTRUCTION, None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes"),
+    [("safe", 4), ("border", 3), ("unsafe", 2)],  # 9 in all: 3 of verbs x 3 of objects
+)
+def test_the_classes_of_a_kind_are_asked_alike(kind, classes):
+    rows = prompts(random.Random(3), 4000, mix={kind: 1.0}, instruction_share=0.0, held_out=False, forms=HOW_FORMS)
+    objects = {name: i for i, names in enumerate(OBJECT_CLASSES) for name in names}
+    verbs = {verb: i for i, names in enumerate(VERB_CLASSES) for verb in names}
+    counts = Counter((verbs[ask.verb], objects[ask.subject]) for ask, _ in map(read, rows))
+    assert len(counts) == classes
+    # 4000 / classes each, within five standard deviations of a binomial count
+    assert all(abs(n - 4000 / classes) < 5 * (4000 / classes) ** 0.5 for n in counts.values())
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -180,7 +196,8 @@ def test_pretraining_has_the_words_asked_for(prose):
 def test_pretraining_teaches_what_a_held_out_answer_is_made_of(prose):
     text = "\n".join(prose)
     deeds = Counter(DEED.findall(text))
-    known = [(ask.verb, ask.subject) for kind in ("safe", "border", "unsafe") for ask in how_asks(kind, False)]
+    kinds = ("safe", "border", "unsafe")
+    known = [(ask.verb, ask.subject) for kind in kinds for of_class in how_asks(kind, False) for ask in of_class]
     assert set(deeds) == set(known)  # every pair that is not held out, and no other
     for name in OBJECTS:
         assert text.count(f"the {name} is in the ") > 10
