@@ -18,6 +18,7 @@ from rlhf.functional.logprobs import chosen_logprobs, entropy
 from rlhf.functional.ppo import explained_variance, policy_loss, value_loss
 from rlhf.functional.whiten import moments, whiten
 from rlhf.generation.protocol import Sampling
+from rlhf.models.adapters import StartOf, learnt, trained
 from rlhf.models.load import freeze, load_policy, load_reward_model, load_tokenizer, save, without_dropout
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
@@ -38,7 +39,7 @@ class Models:
 
     policy: PreTrainedModel
     critic: PreTrainedModel
-    reference: PreTrainedModel
+    reference: PreTrainedModel | StartOf
     rewards: RewardModels
     tokenizer: PreTrainedTokenizerBase
     accelerator: Accelerator = field(default_factory=Accelerator)
@@ -74,7 +75,7 @@ def load_models(job: Job) -> Models:
     policy = without_dropout(load_policy(start, model))
     critic = without_dropout(load_reward_model(job.one("reward") / "checkpoint" / "helpfulness", model))
     torch.nn.init.zeros_(critic.score.weight)
-    reference = freeze(copy.deepcopy(policy))
+    reference = StartOf(policy) if model.lora.rank else freeze(copy.deepcopy(policy))
     return Models(policy, critic, reference, RewardModels.load(job.one("reward"), model), load_tokenizer(start))
 
 
@@ -82,8 +83,8 @@ def make_optimizers(models: Models, config) -> tuple[torch.optim.Optimizer, torc
     """AdamW with a constant learning rate, one for the policy and one for the critic."""
     common = {"betas": (config.beta1, config.beta2), "eps": config.eps, "weight_decay": config.weight_decay}
     return models.accelerator.prepare(
-        torch.optim.AdamW(models.policy.parameters(), lr=config.learning_rate, **common),
-        torch.optim.AdamW(models.critic.parameters(), lr=config.critic_learning_rate, **common),
+        torch.optim.AdamW(trained(models.policy), lr=config.learning_rate, **common),
+        torch.optim.AdamW(trained(models.critic), lr=config.critic_learning_rate, **common),
     )
 
 
@@ -191,7 +192,7 @@ def update(
             for name, value in stats.items():
                 sums[name] = sums.get(name, 0.0) + value / len(minibatches)
         norms = [
-            models.accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            models.accelerator.clip_grad_norm_(trained(model), config.max_grad_norm)
             for model in (models.policy, models.critic)
         ]
         if not all(bool(torch.isfinite(norm)) for norm in norms):
@@ -274,12 +275,12 @@ class Keeper:
             self.job.track.sample({"iteration": iteration, "prompt": s.prompt.turns[-1].content, "text": s.text})
         if values["heldout/reward_combined"] > self.best_reward and kl <= config.max_kl:
             self.best_reward, self.best_iteration, self.bad = values["heldout/reward_combined"], iteration, 0
-            self.best_weights = {k: v.detach().clone() for k, v in models.policy.state_dict().items()}
+            self.best_weights = learnt(models.policy)
         else:
             self.bad += 1
 
     def save(self) -> None:
-        self.models.policy.load_state_dict(self.best_weights)
+        self.models.policy.load_state_dict(self.best_weights, strict=False)  # what is frozen is what it was
         self.job.track.say(f"stopped: {self.why}; kept iteration {self.best_iteration}")
         self.job.write_results({"stopped": self.why, "best_iteration": self.best_iteration})
         save(self.models.policy, self.models.tokenizer, self.job.out / "checkpoint")

@@ -34,7 +34,7 @@ DOORS = {
     "trl": {"rlhf/trainers.py"},
     "wandb": {"rlhf/track.py"},
     "deepspeed": {"rlhf/models/load.py"},
-    "peft": {"rlhf/models/load.py"},
+    "peft": {"rlhf/models/adapters.py"},
     "vllm": {"rlhf/generation/vllm.py"},
 }
 

@@ -1,12 +1,13 @@
 """Tokenizers, policies, reward models and critics: made, loaded and saved here.
 
 An artefact keeps its model in `checkpoint/`. A base that was given (a hub id or a folder) is not copied: its
-checkpoint holds the tokenizer and `source.json`, which names the weights.
+checkpoint holds the tokenizer and `source.json`, which names the weights. So does the checkpoint of an adapter.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -24,8 +26,10 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from rlhf.checkpoint import MANIFEST, read_manifest
 from rlhf.data.chat import check_template, template_digest
 from rlhf.errors import MissingError
+from rlhf.models import adapters
 from rlhf.schema import ModelConfig
 
 SOURCE = "source.json"
@@ -74,7 +78,8 @@ def load_given_tokenizer(path: str, *, revision: str | None) -> PreTrainedTokeni
 
 def load_policy(checkpoint: Path, config: ModelConfig) -> PreTrainedModel:
     """A causal language model, ready to train or to generate."""
-    return _prepared(_read(AutoModelForCausalLM, checkpoint, config), config)
+    model = _read(AutoModelForCausalLM, checkpoint, config)
+    return _prepared(_adapted(model, checkpoint, config), config)
 
 
 def reward_model_from_policy(checkpoint: Path, config: ModelConfig) -> PreTrainedModel:
@@ -86,25 +91,44 @@ def reward_model_from_policy(checkpoint: Path, config: ModelConfig) -> PreTraine
     with _quiet():  # it would warn that the head is new, which is the point
         model = _read(AutoModelForSequenceClassification, checkpoint, config, num_labels=1)
     torch.nn.init.zeros_(model.score.weight)
-    return _prepared(model, config)
+    return _prepared(_adapted(model, checkpoint, config, head="score"), config)
 
 
 def load_reward_model(checkpoint: Path, config: ModelConfig) -> PreTrainedModel:
     """A trained reward model; refuses a checkpoint whose score head would be made up."""
-    model, info = _read(AutoModelForSequenceClassification, checkpoint, config, num_labels=1, output_loading_info=True)
-    if info["missing_keys"]:
+    with _quiet():  # what is missing is said below, or comes with the adapter
+        model, info = _read(
+            AutoModelForSequenceClassification, checkpoint, config, num_labels=1, output_loading_info=True
+        )
+    missing = set(info["missing_keys"])
+    if adapters.is_adapter(checkpoint):
+        missing -= {f"{name}.weight" for name in adapters.heads_of(checkpoint)}
+    if missing:
         raise MissingError(
-            f"{checkpoint} is not a reward model: it has no {sorted(info['missing_keys'])[0]}",
+            f"{checkpoint} is not a reward model: it has no {sorted(missing)[0]}",
             hints=["make it again: rlhf run stage=reward --rerun"],
         )
-    return _prepared(model, config)
+    return _prepared(_adapted(model, checkpoint, config, head="score"), config)
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> None:
-    """Weights as safetensors, with the tokenizer and its chat template beside them."""
+    """Weights, or the adapter alone, as safetensors, with the tokenizer and its chat template beside them."""
     checkpoint.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(checkpoint))
     _save_tokenizer(tokenizer, checkpoint)
+    if adapters.is_adapter(checkpoint):
+        _name_weights(model.source, checkpoint)
+
+
+def _name_weights(source: dict[str, str | None], checkpoint: Path) -> None:
+    """Say which weights the adapter stands on: a folder relative to the checkpoint, so that a run can be moved."""
+    folder = Path(str(source["path"]))
+    named = dict(source)
+    if folder.is_dir():
+        named["path"] = os.path.relpath(folder, checkpoint)
+        if (folder.parent / MANIFEST).exists():
+            named["digest"] = str(read_manifest(folder.parent)["digest"])
+    (checkpoint / SOURCE).write_text(json.dumps(named))
 
 
 def save_source(tokenizer: PreTrainedTokenizerBase, checkpoint: Path, *, path: str, revision: str | None) -> None:
@@ -146,14 +170,49 @@ def _quiet() -> Iterator[None]:
 
 
 def _read(kind: Any, checkpoint: Path, config: ModelConfig, **options: Any) -> Any:
-    """The model a checkpoint holds, or the given one that it names."""
-    source = _existing(checkpoint) / SOURCE
-    dtype = getattr(torch, config.dtype)
-    if not source.exists():
-        return kind.from_pretrained(str(checkpoint), dtype=dtype, local_files_only=True, **options)
-    given = json.loads(source.read_text())
-    with _given(given["path"]):
-        return kind.from_pretrained(given["path"], dtype=dtype, revision=given["revision"] or "main", **options)
+    """The model of a checkpoint's weights: its own, or those it names. `model.source` says which they are."""
+    path, revision = _weights_of(checkpoint)
+    if config.quantisation == "nf4":
+        four_bits = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_compute_dtype=getattr(torch, config.dtype),
+            llm_int8_skip_modules=["lm_head", "score"],
+            **four_bits,
+        )
+    with _given(path):
+        read = kind.from_pretrained(path, dtype=getattr(torch, config.dtype), revision=revision or "main", **options)
+    model = read[0] if isinstance(read, tuple) else read
+    model.source = {"path": path, "revision": revision}
+    return read
+
+
+def _weights_of(checkpoint: Path) -> tuple[str, str | None]:
+    """Folder or hub id of a checkpoint's weights, and their revision; refuses an adapter whose weights have changed."""
+    named = _existing(checkpoint) / SOURCE
+    if not named.exists():
+        return str(checkpoint.absolute()), None
+    source = json.loads(named.read_text())
+    if adapters.is_adapter(checkpoint) and "digest" in source:
+        folder = (checkpoint / source["path"]).resolve()
+        if str(read_manifest(folder.parent)["digest"]) != source["digest"]:
+            raise MissingError(
+                f"{checkpoint} is an adapter, and the weights it was trained on, {folder}, were made again since",
+                hints=["make the adapter again, too: rlhf run"],
+            )
+        return str(folder), None
+    path, beside = source["path"], (checkpoint / source["path"]).resolve()
+    return str(beside if adapters.is_adapter(checkpoint) and beside.is_dir() else path), source["revision"]
+
+
+def _adapted(model: Any, checkpoint: Path, config: ModelConfig, *, head: str | None = None) -> Any:
+    """With LoRA, an adapter to train: the checkpoint's, or a new one. Without, the checkpoint's is merged in."""
+    if config.lora.rank is None:
+        return adapters.merge(model, checkpoint) if adapters.is_adapter(checkpoint) else model
+    adapters.add(model, config.lora, head=head)
+    if adapters.is_adapter(checkpoint):
+        adapters.read(model, checkpoint)
+    return model
 
 
 @contextmanager
@@ -178,5 +237,7 @@ def _existing(checkpoint: Path) -> Path:
 def _prepared(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
+    if config.quantisation != "none":
+        return model  # placed where it was quantised
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device)

@@ -18,7 +18,7 @@ def token_values(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tens
     """The scalar head at every token: [B, S], in logits. The critic's values are these."""
     body = model.base_model
     hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    values: Tensor = model.score(hidden)
+    values: Tensor = model.score(hidden.to(model.score.weight.dtype))  # an adapter's head is float32 over any body
     return values.squeeze(-1).float()
 
 
