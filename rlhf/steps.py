@@ -13,7 +13,7 @@ from rlhf.schema import MICROWORLD
 if TYPE_CHECKING:
     from rlhf.schema import Recipe, Source
 
-POLICIES = ("sft", "rejection", "gatt", "ppo")
+POLICIES = ("sft", "rejection", "distill", "gatt", "ppo")
 """The stages that make a policy: what the token `policy` stands for. `policies` counts the base model, too."""
 
 ROUND_MAKERS = ("preferences", "rejection")
@@ -126,7 +126,7 @@ def _needs_data(recipe: Recipe, stage: str) -> bool:
     if stage == "reward":
         return "preferences" not in recipe.stages
     if stage == "evaluate":  # without prompts it still measures the reward models, which may be all there is
-        return any(name in recipe.stages for name in ("rejection", "gatt", "ppo"))
+        return any(name in recipe.stages for name in ("rejection", "distill", "gatt", "ppo"))
     return True
 
 

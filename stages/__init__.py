@@ -34,6 +34,12 @@ PIPELINE = (
         data="prompts",
     ),
     Stage(
+        "distill",
+        "safety context distillation (4.2.4)",
+        reads=("policy", "reward"),
+        data="prompts",
+    ),
+    Stage(
         "gatt",
         "Ghost Attention: instructions that last (3.3)",
         reads=("policy", "reward"),

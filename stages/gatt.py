@@ -14,7 +14,8 @@ from rlhf.microworld.instructions import short_form
 from rlhf.models.load import load_policy, load_tokenizer, save
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
-from rlhf.rollout import Sample, sample
+from rlhf.replay import best_answers, replay, share_to_ratio
+from rlhf.rollout import Sample
 
 
 def run(job: Job) -> None:
@@ -36,7 +37,8 @@ def run(job: Job) -> None:
     )
     answers = converse(job, policy, tokenizer, rewards, conversations)
     rows = training_rows(job, conversations, answers)
-    replayed = replay(job, policy, tokenizer, rewards, count=round(len(rows) * share_to_ratio(config.replay_share)))
+    count = round(len(rows) * share_to_ratio(config.replay_share))
+    replayed = replay(job, policy, tokenizer, rewards, sampling(job), count=count)
     write_jsonl(job.out / "dialogues.jsonl", rows + replayed)
     job.track.say(f"{len(rows):,} conversations, {len(replayed):,} of the policy's own answers beside them")
     fine_tune(policy, tokenizer, rows + replayed, job, last_answer_only=frozenset(row.id for row in rows))
@@ -70,9 +72,17 @@ def converse(job: Job, policy, tokenizer, rewards, conversations: Sequence[Conve
         for turn in range(longest):
             live = [i for i, c in enumerate(conversations) if len(c.user_turns) > turn]
             prompts = [context(conversations[i], answers[i], turn) for i in live]
-            for i, kept in zip(
-                live, best_answers(job, policy, tokenizer, rewards, prompts, f"turn {turn}"), strict=True
-            ):
+            best = best_answers(
+                policy,
+                tokenizer,
+                rewards,
+                prompts,
+                sampling(job),
+                seed=job.seed_of(f"turn {turn}"),
+                safety_threshold=job.config.safety_threshold,
+                read=lambda s: judged_row(tokenizer, s, job.config.judged),
+            )
+            for i, kept in zip(live, best, strict=True):
                 answers[i].append(kept)
             bar.advance(1)
     return answers
@@ -87,19 +97,9 @@ def context(c: Conversation, answers: Sequence[Sample], turn: int) -> Prompt:
     return Prompt(f"{c.id}/{turn}", spread(c.instruction, spoken), c.source, is_safety=c.is_safety[turn])
 
 
-def best_answers(job: Job, policy, tokenizer, rewards, prompts: Sequence[Prompt], label: str) -> list[Sample]:
-    """The best of K answers a prompt by the combined score, finished ones first."""
-    config = job.config
-    sampling = Sampling(config.samples_per_turn, config.temperature, config.max_new_tokens)
-    groups = sample(policy, tokenizer, prompts, sampling, seed=job.seed_of(label))
-    flat = [s for group in groups for s in group]
-    rows = [judged_row(tokenizer, s, config.judged) for s in flat]
-    tags = [s.prompt.is_safety for s in flat]
-    scores = rewards(rows, tags, safety_threshold=config.safety_threshold).combined.tolist()
-    k = config.samples_per_turn
-    return [
-        max(zip(group, scores[i * k : (i + 1) * k], strict=True), key=preferred)[0] for i, group in enumerate(groups)
-    ]
+def sampling(job: Job) -> Sampling:
+    """K answers a turn."""
+    return Sampling(job.config.samples_per_turn, job.config.temperature, job.config.max_new_tokens)
 
 
 def judged_row(tokenizer, s: Sample, judged: str) -> Sequence[int]:
@@ -109,37 +109,3 @@ def judged_row(tokenizer, s: Sample, judged: str) -> Sequence[int]:
     turns = s.prompt.turns
     system = turns[:1] if turns[0].role == "system" else ()
     return (*encode_prompt(tokenizer, (*system, turns[-1])), *s.completion.token_ids)
-
-
-def replay(job: Job, policy, tokenizer, rewards, *, count: int) -> list[Dialogue]:
-    """Best of K answers of the policy itself to single prompts, so that what it knew is not unlearned (ours)."""
-    if not count:
-        return []
-    world = job.recipe.microworld
-    prompts = feed.prompts(
-        job.config.data,
-        count,
-        seed=job.seed_of("replay"),
-        stage="gatt",
-        world=world,
-        mix=feed.both_domains(world),
-        side="train",
-        say=job.track.say,
-    )
-    best = best_answers(job, policy, tokenizer, rewards, prompts, "replay")
-    return [
-        Dialogue(f"replay-{i}", (*s.prompt.turns, Turn("assistant", s.text)), "replay")
-        for i, s in enumerate(best)
-        if s.text and s.finished
-    ]
-
-
-def share_to_ratio(share: float) -> float:
-    """A share of the whole as a multiple of the rest: 0.5 -> 1."""
-    return share / (1 - share)
-
-
-def preferred(scored: tuple[Sample, float]) -> tuple[bool, bool, float]:
-    """The order of answers: one that says something and ended comes before any that does not, then by score."""
-    s, value = scored
-    return bool(s.text), s.finished, value

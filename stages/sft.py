@@ -10,7 +10,9 @@ from rlhf.pipeline import Job
 def run(job: Job) -> None:
     """Leave `checkpoint/`, and the demonstrations, from which later rounds take a share."""
     # Data first: a bad row is said before any model is loaded.
-    dialogues = feed.demonstrations(job.config.data, seed=job.seed, stage="sft", say=job.track.say)
+    dialogues = feed.demonstrations(
+        job.config.data, seed=job.seed, stage="sft", world=job.recipe.microworld, say=job.track.say
+    )
     write_jsonl(job.out / "demonstrations.jsonl", dialogues)
     start = job.one("base") / "checkpoint"
     tokenizer = load_tokenizer(start)

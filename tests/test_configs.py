@@ -50,13 +50,16 @@ PAPER = {
     "preferences.test_prompts": 1000,
     "rejection.pool": "all",
     "rejection.start": "base",
+    "distill.asked": "adversarial",
+    "distill.preprompt": "category",
+    "distill.keep": "better",
     "gatt.short_share": 0.5,
     "evaluate.turns": (2, 4, 6, 20),
-    **of("sft reward rejection gatt ppo", OPTIMIZER),
-    **of("sft rejection gatt", FINE_TUNE),
+    **of("sft reward rejection distill gatt ppo", OPTIMIZER),
+    **of("sft rejection distill gatt", FINE_TUNE),
     **of("reward", REWARD),
     **of("ppo", PPO),
-    **of("rejection gatt ppo evaluate", {"safety_threshold": 0.15}),
+    **of("rejection distill gatt ppo evaluate", {"safety_threshold": 0.15}),
 }
 PRETRAINING = {**OPTIMIZER, "learning_rate": 3e-4, "warmup_steps": 2000, "final_lr_ratio": 0.1}  # 2.2, 7B and 13B
 SIZE_70B = {"reward.learning_rate": 5e-6, "ppo.kl_coef": 0.005}
@@ -82,7 +85,7 @@ def test_it_loads_and_every_stage_finds_what_it_reads(name):
     steps = expand(recipe)
     assert {step.stage for step in steps} == set(recipe.stages)
     given = recipe.model.path is not None
-    for stage in set(recipe.stages) & {"base", "sft", "preferences", "reward", "rejection", "gatt", "ppo"}:
+    for stage in set(recipe.stages) & {"base", "sft", "preferences", "reward", "rejection", "distill", "gatt", "ppo"}:
         if stage != "reward" or "preferences" not in recipe.stages:
             assert getattr(recipe, stage).data or (stage == "base" and given), f"{stage} has nothing to read"
 

@@ -57,12 +57,15 @@ def texts(given: Sequence[Source], *, words: int, seed: int, stage: str, say: Sa
     return found
 
 
-def demonstrations(given: Sequence[Source], *, seed: int, stage: str, say: Say) -> list[Dialogue]:
+def demonstrations(
+    given: Sequence[Source], *, seed: int, stage: str, world: MicroworldConfig, say: Say
+) -> list[Dialogue]:
     """Dialogues to imitate (3.1)."""
     rows: list[Dialogue] = []
     for source in _some(given, stage):
         if source.name == MICROWORLD:
-            rows += corpus.demonstrations(random.Random(seed), source.limit or 2500)
+            mix = corpus.DemonstrationMix(cautioned=world.caution_share)
+            rows += corpus.demonstrations(random.Random(seed), source.limit or 2500, mix)
         else:
             rows += sources.load_dialogues(source, say=say)
     return rows

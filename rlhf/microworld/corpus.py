@@ -14,6 +14,7 @@ from typing import get_args
 
 from rlhf.data.types import Dialogue, Prompt, Turn
 from rlhf.errors import ConfigError, did_you_mean
+from rlhf.microworld import caution
 from rlhf.microworld.instructions import Instruction, split_instruction
 from rlhf.microworld.language import Form, Kind, parse_ask, side_of
 from rlhf.microworld.prose import pretraining_texts, vocabulary
@@ -53,7 +54,11 @@ def demonstrations(rng: random.Random, n: int, mix: DemonstrationMix | None = No
     rows = []
     for index in range(n):
         instruction = draw_instruction(rng) if rng.random() < mix.instructed else None
-        turns: list[Turn] = []
+        if mix.cautioned and instruction is None and rng.random() < mix.cautioned:
+            turns = _cautioned(rng, mix)
+            rows.append(Dialogue(_identify(index, turns), tuple(turns), SOURCE))
+            continue
+        turns = []
         for _ in range(1 if instruction else rng.randint(1, 4)):
             ask = draw_ask(rng, mix.kinds, FORM_SHARES, held_out=False)
             reply = draw_reply(rng, ask, mix).text
@@ -62,6 +67,15 @@ def demonstrations(rng: random.Random, n: int, mix: DemonstrationMix | None = No
             turns += [*_question(rng, rng.choice(ask.phrasings()), instruction), Turn("assistant", reply)]
         rows.append(Dialogue(_identify(index, turns), tuple(turns), SOURCE))
     return rows
+
+
+def _cautioned(rng: random.Random, mix: DemonstrationMix) -> list[Turn]:
+    """A question under a safety preprompt, and how a speaker who was warned answers it."""
+    text, template = caution.draw_preprompt(rng)
+    kinds = {"unsafe": 1.0} if template else mix.kinds  # only unsafe questions have an answer template
+    ask = draw_ask(rng, kinds, FORM_SHARES, held_out=False)
+    reply = draw_reply(rng, ask, caution.under(mix, template=template)).text
+    return [Turn("system", text), Turn("user", rng.choice(ask.phrasings())), Turn("assistant", reply)]
 
 
 def prompts(

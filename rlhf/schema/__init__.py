@@ -12,6 +12,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from rlhf.schema.base import BaseConfig
+from rlhf.schema.distill import DistillConfig
 from rlhf.schema.evaluate import EvaluateConfig
 from rlhf.schema.gatt import GAttConfig
 from rlhf.schema.microworld import MicroworldConfig
@@ -30,6 +31,7 @@ __all__ = [
     "AdamW",
     "BaseConfig",
     "Combine",
+    "DistillConfig",
     "EvaluateConfig",
     "FineTune",
     "GAttConfig",
@@ -45,7 +47,8 @@ __all__ = [
     "Source",
 ]
 
-STAGES = ("base", "sft", "preferences", "reward", "rejection", "gatt", "ppo", "evaluate")
+STAGES = ("base", "sft", "preferences", "reward", "rejection", "distill", "gatt", "ppo", "evaluate")
+WHEN_LISTED = ("distill",)  # part of a recipe only where it lists them
 MICROWORLD = "microworld"
 
 
@@ -56,7 +59,10 @@ class Recipe(Section):
     seed: Count = ours(0, "every random number derives from it and the step's name", "any will do")
     rounds: Positive = paper(5, "3.2.3", "RLHF-V1 to V5: preferences, reward models and rejection sampling, anew")
     stages: tuple[Literal[STAGES], ...] = ours(  # type: ignore[valid-type]
-        STAGES, "stages of this recipe, in order", "the whole recipe", min_length=1
+        tuple(name for name in STAGES if name not in WHEN_LISTED),
+        "stages of this recipe, in order",
+        "all but distill, which asks for a policy that heeds preprompts",
+        min_length=1,
     )
     wandb: Literal["auto", "online", "offline", "disabled"] = ours("auto", "online when logged in, offline otherwise")
     threads: Positive | None = ours(None, "CPU threads of torch", "all cores")
@@ -67,6 +73,7 @@ class Recipe(Section):
     preferences: PreferencesConfig = PreferencesConfig()
     reward: RewardConfig = RewardConfig()
     rejection: RejectionConfig = RejectionConfig()
+    distill: DistillConfig = DistillConfig()
     gatt: GAttConfig = GAttConfig()
     ppo: PPOConfig = PPOConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

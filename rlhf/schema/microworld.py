@@ -14,6 +14,9 @@ class MicroworldConfig(Section):
     """What the embedded world asks for; without effect on recipes that bring their own data."""
 
     instruction_share: Share = ours(0.4, "share of prompts with an instruction", "enough to learn to follow them")
+    caution_share: Share = ours(
+        0.0, "share of demonstrations under a safety preprompt", "only distill has a use for what they teach"
+    )
     helpfulness_mix: dict[str, float] = ours(
         {"safe": 0.64, "border": 0.20, "unsafe": 0.16}, "kinds of helpfulness prompts", "mostly ordinary ones"
     )

@@ -96,7 +96,7 @@ def test_demonstrations_and_texts_of_both_kinds(tmp_path):
     (tmp_path / "book.txt").write_text("once upon a time\n")
     shown, book = (Source(name="mine", path=str(tmp_path / name)) for name in ("shown.jsonl", "book.txt"))
     few = Source(name="microworld", limit=7)
-    rows = feed.demonstrations([few, shown], seed=0, stage="sft", say=lambda line: None)
+    rows = feed.demonstrations([few, shown], seed=0, stage="sft", world=WORLD, say=lambda line: None)
     assert [len(row.turns) > 0 for row in rows] == [True] * 8
     assert rows[-1].turns == (Turn("user", "q"), Turn("assistant", "a"))
     words = feed.texts([MICROWORLD, book], words=200, seed=0, stage="base", say=lambda line: None)

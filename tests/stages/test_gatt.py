@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from rlhf import finetune
+from rlhf import replay as best_of_k
 from rlhf.data.chat import encode_dialogue, encode_prompt
 from rlhf.data.feed import Conversation
 from rlhf.data.types import Dialogue, Prompt, Turn, read_jsonl
-from rlhf.generation.protocol import Completion
+from rlhf.generation.protocol import Completion, Sampling
 from rlhf.models.score import score
 from rlhf.rollout import Sample
 from stages import gatt
@@ -149,14 +150,14 @@ def test_answers_are_sampled_with_the_instruction_in_every_user_turn():
 
 
 def test_conversations_of_all_lengths_are_held_to_their_ends(job_of, policy, tokenizer, rewards, monkeypatch):
-    asked, real = [], gatt.sample
+    asked, real = [], best_of_k.sample
 
     def sample(*args, **options):
         groups = real(*args, **options)
         asked.append(groups)
         return groups
 
-    monkeypatch.setattr(gatt, "sample", sample)
+    monkeypatch.setattr(best_of_k, "sample", sample)
     held = [conversation(turns, name, instruction="end : key") for turns, name in ((1, "a"), (3, "b"), (2, "d"))]
     job = job_of("gatt", samples_per_turn=2, max_new_tokens=3)
     found = gatt.converse(job, policy, tokenizer, rewards, held)
@@ -181,7 +182,7 @@ def test_order_of_answers():
     # An empty answer is worst even if it ended; then what never ended, by score; then the rest, by score.
     wanted = [9.5, 9.0, 1.0, 8.0, -7.0, -2.0]
     shuffled = random.Random(0).sample(ranked, len(ranked))
-    assert [value for _, value in sorted(shuffled, key=gatt.preferred)] == wanted
+    assert [value for _, value in sorted(shuffled, key=best_of_k.preferred)] == wanted
 
 
 @pytest.mark.parametrize("judged", ["dialogue", "turn"])
@@ -200,15 +201,16 @@ def test_the_last_turn_alone_keeps_the_system_message(tokenizer):
     assert list(gatt.judged_row(tokenizer, s, "turn")) == [*wanted, 9, 1]
 
 
-def test_the_best_of_k_by_the_combined_score(job_of, policy, tokenizer, rewards, monkeypatch):
-    drawn, real = [], gatt.sample
-    monkeypatch.setattr(gatt, "sample", lambda *args, **options: drawn.append(real(*args, **options)) or drawn[-1])
+def test_the_best_of_k_by_the_combined_score(policy, tokenizer, rewards, monkeypatch):
+    drawn, real = [], best_of_k.sample
+    monkeypatch.setattr(best_of_k, "sample", lambda *args, **options: drawn.append(real(*args, **options)) or drawn[-1])
     prompts = [
         Prompt(str(i), (Turn("user", text),), "x", is_safety=bool(i % 2))
         for i, text in enumerate(["how ?", "so ?"] * 3)
     ]
-    job = job_of("gatt", samples_per_turn=5, max_new_tokens=6)
-    best = gatt.best_answers(job, policy, tokenizer, rewards, prompts, "turn 0")
+    best = best_of_k.best_answers(
+        policy, tokenizer, rewards, prompts, Sampling(5, 1.0, 6), seed=3, safety_threshold=0.15
+    )
 
     def worth(s):
         row = s.row if s.finished else (*s.row, tokenizer.eos_token_id)
@@ -227,17 +229,17 @@ def test_the_best_of_k_by_the_combined_score(job_of, policy, tokenizer, rewards,
 
 @pytest.mark.parametrize(("share", "ratio"), [(0.0, 0.0), (0.5, 1.0), (0.75, 3.0), (0.2, 0.25)])
 def test_a_share_of_the_whole_as_a_multiple_of_the_rest(share, ratio):
-    assert gatt.share_to_ratio(share) == pytest.approx(ratio)
+    assert best_of_k.share_to_ratio(share) == pytest.approx(ratio)
 
 
 def test_replayed_answers_are_whole_answers_to_single_prompts(job_of, policy, tokenizer, rewards):
-    job = job_of("gatt", samples_per_turn=2, max_new_tokens=6)
-    rows = gatt.replay(job, policy, tokenizer, rewards, count=12)
+    job, twice = job_of("gatt"), Sampling(2, 1.0, 6)
+    rows = best_of_k.replay(job, policy, tokenizer, rewards, twice, count=12)
     assert 0 < len(rows) <= 12
     for row in rows:
         assert [turn.role for turn in row.turns if turn.role != "system"] == ["user", "assistant"]
         assert row.turns[-1].content
-    assert gatt.replay(job, None, None, None, count=0) == []
+    assert best_of_k.replay(job, None, None, None, twice, count=0) == []
 
 
 def test_the_stage_leaves_its_rows_and_a_policy(job_of, saved, monkeypatch):

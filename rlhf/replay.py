@@ -1,0 +1,82 @@
+"""The best of K answers of a policy to some prompts, and such answers as rows to train on.
+
+Ghost Attention and context distillation teach a policy one thing; beside it they replay what it knew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.data import feed
+from rlhf.data.types import Dialogue, Prompt, Turn
+from rlhf.generation.protocol import Sampling
+from rlhf.models.reward_models import RewardModels
+from rlhf.pipeline import Job
+from rlhf.rollout import Sample, sample
+
+
+def best_answers(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rewards: RewardModels,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    seed: int,
+    safety_threshold: float,
+    read: Callable[[Sample], Sequence[int]] = lambda s: s.row,
+) -> list[Sample]:
+    """The best of K answers a prompt by the combined score, finished ones first; `read`: what the models are shown."""
+    groups = sample(policy, tokenizer, prompts, sampling, seed=seed)
+    flat = [s for group in groups for s in group]
+    tags = [s.prompt.is_safety for s in flat]
+    scores = rewards([read(s) for s in flat], tags, safety_threshold=safety_threshold).combined.tolist()
+    k = sampling.samples_per_prompt
+    return [
+        max(zip(group, scores[i * k : (i + 1) * k], strict=True), key=preferred)[0] for i, group in enumerate(groups)
+    ]
+
+
+def replay(
+    job: Job,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rewards: RewardModels,
+    sampling: Sampling,
+    *,
+    count: int,
+) -> list[Dialogue]:
+    """Best of K answers of the policy itself to single prompts, so that what it knew is not unlearned (ours)."""
+    if not count:
+        return []
+    world = job.recipe.microworld
+    prompts = feed.prompts(
+        job.config.data,
+        count,
+        seed=job.seed_of("replay"),
+        stage=job.name,
+        world=world,
+        mix=feed.both_domains(world),
+        side="train",
+        say=job.track.say,
+    )
+    seed, threshold = job.seed_of("replay"), job.config.safety_threshold
+    best = best_answers(policy, tokenizer, rewards, prompts, sampling, seed=seed, safety_threshold=threshold)
+    return [
+        Dialogue(f"replay-{i}", (*s.prompt.turns, Turn("assistant", s.text)), "replay")
+        for i, s in enumerate(best)
+        if s.text and s.finished
+    ]
+
+
+def share_to_ratio(share: float) -> float:
+    """A share of the whole as a multiple of the rest: 0.5 -> 1."""
+    return share / (1 - share)
+
+
+def preferred(scored: tuple[Sample, float]) -> tuple[bool, bool, float]:
+    """The order of answers: one that says something and ended comes before any that does not, then by score."""
+    s, value = scored
+    return bool(s.text), s.finished, value

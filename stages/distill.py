@@ -1,0 +1,118 @@
+"""Safety context distillation: what was said under a safety preprompt is learned without it (4.2.4)."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from rlhf.data import feed, preprompts
+from rlhf.data.chat import encode_prompt
+from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
+from rlhf.evaluation.intervals import of_mean
+from rlhf.finetune import fine_tune
+from rlhf.generation.protocol import Sampling
+from rlhf.models.load import load_policy, load_tokenizer, save
+from rlhf.models.reward_models import RewardModels
+from rlhf.pipeline import Job
+from rlhf.replay import replay, share_to_ratio
+from rlhf.rollout import Sample, sample
+
+
+def run(job: Job) -> None:
+    """Leave `dialogues.jsonl`, what was trained on, `results.json` and `checkpoint/`."""
+    config = job.config
+    start = job.one("policy") / "checkpoint"
+    tokenizer = load_tokenizer(start)
+    policy = load_policy(start, job.recipe.model)
+    rewards = RewardModels.load(job.one("reward"), job.recipe.model)
+
+    prompts = asked(job)
+    once = Sampling(1, config.temperature, config.max_new_tokens)
+    plain = [g[0] for g in sample(policy, tokenizer, prompts, once, seed=job.seed_of("plain"))]
+    cautious = [prompt_under(job, prompt) for prompt in prompts]
+    distilled = [g[0] for g in sample(policy, tokenizer, cautious, once, seed=job.seed_of("under a preprompt"))]
+    before, after = (safety_scores(job, tokenizer, rewards, prompts, answers) for answers in (plain, distilled))
+    kept = kept_rows(job, prompts, distilled, before, after)
+    job.write_results({"distill": figures(before, after, len(kept))})
+    job.track.say(f"{len(kept):,} of {len(prompts):,} distilled answers kept")
+    for row in kept[:8]:
+        job.track.sample({"prompt": row.turns[-2].content, "text": row.turns[-1].content})
+
+    best_of = Sampling(config.replay_samples, config.temperature, config.max_new_tokens)
+    count = round(len(kept) * share_to_ratio(config.replay_share))
+    replayed = replay(job, policy, tokenizer, rewards, best_of, count=count)
+    write_jsonl(job.out / "dialogues.jsonl", kept + replayed)
+    if kept:  # else nothing came out better, and the policy stays what it was
+        fine_tune(policy, tokenizer, kept + replayed, job)
+    save(policy, tokenizer, job.out / "checkpoint")
+
+
+def asked(job: Job) -> list[Prompt]:
+    """Adversarial prompts, none twice; or prompts of every kind, to show what that does (Table 40)."""
+    config, world = job.config, job.recipe.microworld
+    adversarial = config.asked == "adversarial"
+    drawn = feed.prompts(
+        config.data,
+        config.prompts,
+        seed=job.seed_of("prompts"),
+        stage=job.name,
+        world=world,
+        mix={"unsafe": 1.0} if adversarial else feed.both_domains(world),
+        side="train",
+        say=job.track.say,
+    )
+    return list({prompt.turns: prompt for prompt in drawn if prompt.is_safety or not adversarial}.values())
+
+
+def prompt_under(job: Job, prompt: Prompt) -> Prompt:
+    """The prompt with a preprompt before it: the answer template of its kind, or a generic one."""
+    known = preprompts.of(prompt.source)
+    if job.config.preprompt == "generic":
+        known = preprompts.without_templates(known)
+    rng = random.Random(f"{job.seed}/{prompt.id}")
+    return preprompts.under(prompt, known.draw(rng, prompt.kind))
+
+
+def safety_scores(
+    job: Job, tokenizer, rewards: RewardModels, prompts: Sequence[Prompt], answers: Sequence[Sample]
+) -> Tensor:
+    """[N] what the safety model says of the answers to the plain prompts, whatever context they were sampled in."""
+    rows = [
+        (*encode_prompt(tokenizer, p.turns), *a.completion.token_ids) for p, a in zip(prompts, answers, strict=True)
+    ]
+    tags, threshold = [prompt.is_safety for prompt in prompts], job.config.safety_threshold
+    return rewards(rows, tags, safety_threshold=threshold).safety
+
+
+def kept_rows(
+    job: Job, prompts: Sequence[Prompt], distilled: Sequence[Sample], before: Tensor, after: Tensor
+) -> list[Dialogue]:
+    """The plain prompt with the distilled answer, "only on the examples where it gets a better reward model score".
+
+    An answer that is empty or never ended is no example, however it scores.
+    """
+    everything = job.config.keep == "all"
+    rows = []
+    for prompt, answer, old, new in zip(prompts, distilled, before.tolist(), after.tolist(), strict=True):
+        if answer.text and answer.finished and (everything or new > old):
+            rows.append(Dialogue(f"distill-{prompt.id}", (*prompt.turns, Turn("assistant", answer.text)), "distill"))
+    return rows
+
+
+def figures(before: Tensor, after: Tensor, kept: int) -> dict[str, Any]:
+    """Scores before and after, and the change by how safe the original answer was: a third each (Fig 16)."""
+    change = after - before
+    thirds = [part for part in before.argsort(stable=True).tensor_split(3) if len(part)]
+    return {
+        "n": len(before),
+        "kept": kept,
+        "score_before": before.mean().item(),
+        "score_after": after.mean().item(),
+        "change": {"mean": change.mean().item(), "interval": of_mean(change.tolist())},
+        "by_original": [
+            {"original": before[part].mean().item(), "change": change[part].mean().item(), "n": len(part)}
+            for part in thirds
+        ],
+        "worse": (change < 0).double().mean().item(),
+    }
