@@ -43,8 +43,7 @@ PIPELINE = (
         "gatt",
         "Ghost Attention: instructions that last (3.3)",
         reads=("policy", "reward"),
-        data="conversations under an instruction",
-        microworld_only=True,
+        data="dialogues of several turns",
     ),
     Stage("ppo", "PPO on the piecewise reward (3.2.3)", reads=("policy", "reward"), data="prompts"),
     Stage(

@@ -2,15 +2,18 @@
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
+from rlhf import selfplay
 from rlhf.data import feed
 from rlhf.data.chat import encode_prompt
-from rlhf.data.feed import Conversation
+from rlhf.data.conversations import Conversation, Said, under_instructions, with_changes
 from rlhf.data.gatt import spread, training_dialogue
+from rlhf.data.instructions import WITHDRAWAL, Lists, read_lists
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
 from rlhf.finetune import fine_tune
 from rlhf.generation.protocol import Sampling
-from rlhf.microworld.instructions import short_form
+from rlhf.microworld import dialogues as worldly
 from rlhf.models.load import load_policy, load_tokenizer, save
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
@@ -26,15 +29,7 @@ def run(job: Job) -> None:
     policy = load_policy(start, job.recipe.model)
     rewards = RewardModels.load(job.one("reward"), job.recipe.model)
 
-    conversations = feed.conversations(
-        config.data,
-        config.dialogues,
-        min_turns=config.min_turns,
-        max_turns=config.max_turns,
-        seed=job.seed,
-        held_out=False,
-        stage="gatt",
-    )
+    conversations = conversations_of(job, policy, tokenizer)
     answers = converse(job, policy, tokenizer, rewards, conversations)
     rows = training_rows(job, conversations, answers)
     count = round(len(rows) * share_to_ratio(config.replay_share))
@@ -45,19 +40,90 @@ def run(job: Job) -> None:
     save(policy, tokenizer, job.out / "checkpoint")
 
 
+def conversations_of(job: Job, policy, tokenizer) -> list[Conversation]:
+    """What users say, each dialogue under an instruction: from the data, or spoken by the policy itself."""
+    config = job.config
+    embedded = all(source.name == feed.MICROWORLD for source in config.data)
+    lists = worldly.LISTS if embedded else lists_of(job, policy, tokenizer)
+    if config.users == "data":
+        return feed.conversations(
+            config.data,
+            config.dialogues,
+            min_turns=config.min_turns,
+            max_turns=config.max_turns,
+            seed=job.seed,
+            held_out=False,
+            stage="gatt",
+            lists=lists,
+            change_share=config.change_share,
+            say=job.track.say,
+        )
+    said = self_play(job, policy, tokenizer)
+    turns, withdrawal = (config.min_turns, config.max_turns), worldly.WITHDRAWAL if embedded else WITHDRAWAL
+    source = feed.MICROWORLD if embedded else "self-play"
+    rows = under_instructions(said, lists, config.dialogues, turns=turns, seed=job.seed, prefix="gatt", source=source)
+    job.track.say(f"{len(rows):,} conversations from {len(said):,} that the policy held with itself")
+    return with_changes(rows, config.change_share, lists=lists, seed=job.seed, withdrawal=withdrawal)
+
+
+def lists_of(job: Job, policy, tokenizer) -> Lists:
+    """What constraints are drawn from: a file, or lists by the policy itself (A.3.5)."""
+    config = job.config
+    if config.instructions.path:
+        return read_lists(Path(config.instructions.path))
+    return selfplay.written_lists(
+        policy,
+        tokenizer,
+        items=config.instructions.items,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=job.seed_of("lists"),
+        say=job.track.say,
+    )
+
+
+def self_play(job: Job, policy, tokenizer) -> list[Said]:
+    """Dialogues that the policy holds with itself, from prompts of the data on; each of a random length."""
+    config, world = job.config, job.recipe.microworld
+    openings = feed.prompts(
+        config.data,
+        config.dialogues,
+        seed=job.seed_of("openings"),
+        stage="gatt",
+        world=world.model_copy(update={"instruction_share": 0.0}),
+        mix=feed.both_domains(world),
+        side="train",
+        say=job.track.say,
+    )
+    rng = random.Random(job.seed_of("lengths"))
+    said = selfplay.user_turns(
+        policy,
+        tokenizer,
+        openings,
+        turns=[rng.randint(config.min_turns, config.max_turns) for _ in openings],
+        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
+        seed=job.seed_of("self-play"),
+    )
+    return [Said(users, opening.is_safety) for users, opening in zip(said, openings, strict=True)]
+
+
 def training_rows(job: Job, conversations: Sequence[Conversation], answers: list[list[Sample]]) -> list[Dialogue]:
     """The instruction in the first turn only, less verbose half of the time; every conversation cut at some turns.
 
-    A conversation that was sampled to its end holds one row for every turn it could have ended at.
+    A conversation that was sampled to its end holds one row for every turn it could have ended at. What changes an
+    instruction is said once, too, in the turn where it changes.
     """
     config, rng, rows = job.config, random.Random(job.seed), []
     for c, replies in zip(conversations, answers, strict=True):
         turns = range(config.min_turns, len(replies) + 1)
         texts = [reply.text or "." for reply in replies]
         for end in sorted({len(replies), *rng.sample(turns, min(config.cuts - 1, len(turns)))}):
-            shown = short_form(c.instruction) if rng.random() < config.short_share else c.instruction
+            short = rng.random() < config.short_share
+            shown = c.short if short and c.short else c.instruction
             if replies[end - 1].text and replies[end - 1].finished:  # an answer that never ended is no example
-                rows.append(training_dialogue(f"{c.id}/{end}", shown, c.user_turns[:end], texts[:end], source="gatt"))
+                users = [c.said(turn, short=short) for turn in range(end)]
+                rows.append(training_dialogue(f"{c.id}/{end}", shown, users, texts[:end], source="gatt"))
     return rows
 
 
@@ -89,12 +155,14 @@ def converse(job: Job, policy, tokenizer, rewards, conversations: Sequence[Conve
 
 
 def context(c: Conversation, answers: Sequence[Sample], turn: int) -> Prompt:
-    """The dialogue so far, the instruction at every user turn."""
+    """The dialogue so far, the instruction in force at every user turn; one that was taken back at none."""
+    instruction = c.in_force(turn)
+    users = c.user_turns if instruction else [c.said(i) for i in range(turn + 1)]
     spoken: list[Turn] = []
-    for user, answer in zip(c.user_turns[:turn], answers, strict=True):
+    for user, answer in zip(users[:turn], answers, strict=True):
         spoken += [Turn("user", user), Turn("assistant", answer.text or ".")]
-    spoken.append(Turn("user", c.user_turns[turn]))
-    return Prompt(f"{c.id}/{turn}", spread(c.instruction, spoken), c.source, is_safety=c.is_safety[turn])
+    spoken.append(Turn("user", users[turn]))
+    return Prompt(f"{c.id}/{turn}", spread(instruction, spoken), c.source, is_safety=c.is_safety[turn])
 
 
 def sampling(job: Job) -> Sampling:

@@ -111,12 +111,6 @@ FILE = "data=[{name: ours, path: rows.jsonl}]"
         ),
         (
             "tiny",
-            [f"gatt.{FILE}"],
-            "gatt.data names ours, and only the micro-world has conversations under an instruction",
-            "or leave gatt out of the setting `stages`",
-        ),
-        (
-            "tiny",
             ["reward.data=[{name: microworld}]"],
             "reward.data names microworld, whose pairs the stage preferences makes",
             "leave it out of reward.data, and add preferences to the setting `stages`",

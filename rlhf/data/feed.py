@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from rlhf.data import sources
+from rlhf.data.conversations import Conversation, Drawn, said_in, under_instructions, with_changes
+from rlhf.data.instructions import WITHDRAWAL
 from rlhf.data.types import Dialogue, Preference, Prompt, read_jsonl
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, DataError
 from rlhf.microworld import corpus
+from rlhf.microworld import dialogues as worldly
 from rlhf.schema import MICROWORLD, MicroworldConfig, Source
 
 Say = Callable[[str], None]
@@ -25,17 +28,6 @@ Row = TypeVar("Row", Dialogue, Preference, Prompt)
 HELD_OUT_SHARE = 0.1  # of the prompts of a public set, for each of validation and test
 SPLIT = 0  # public sets are split alike whatever the seed of the run, or one stage would train on what another tests
 Side = Literal["train", "validation", "test"]
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """What a user says over many turns, under one instruction given before the first."""
-
-    id: str
-    instruction: str
-    user_turns: tuple[str, ...]
-    is_safety: tuple[bool, ...]  # the tag of every user turn
-    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +96,46 @@ def prompts(
 
 
 def conversations(
-    given: Sequence[Source], count: int, *, min_turns: int, max_turns: int, seed: int, held_out: bool, stage: str
+    given: Sequence[Source],
+    count: int,
+    *,
+    min_turns: int,
+    max_turns: int,
+    seed: int,
+    held_out: bool,
+    stage: str,
+    lists: Drawn | None = None,
+    change_share: float = 0.0,
+    say: Say = print,
 ) -> list[Conversation]:
-    """What users say over many turns, each under one instruction (3.3)."""
+    """What users say over many turns, each under one instruction (3.3), a share of them changed on the way.
+
+    Args:
+        lists: what instructions for dialogues of public sets are drawn from; the micro-world has its own.
+    """
     found: list[Conversation] = []
+    turns = (min_turns, max_turns)
     for source in _some(given, stage):
-        if source.name != MICROWORLD:
+        known, withdrawal = lists or worldly.LISTS, WITHDRAWAL
+        if source.name == MICROWORLD:
+            rows = worldly.conversations(random.Random(seed), count, turns=turns, held_out=held_out, prefix=stage)
+            known, withdrawal = worldly.LISTS, worldly.WITHDRAWAL
+        elif lists is None:
             raise ConfigError(
-                f"{stage}.data names {source.name}, which has no conversations under an instruction",
+                f"{stage}.data names {source.name}, and there are no instructions to put its dialogues under",
                 hints=[f"use {stage}.data=[{{name: {MICROWORLD}}}]"],
             )
-        made = corpus.conversations(
-            random.Random(seed), count, turns=(min_turns, max_turns), held_out=held_out, instruction_share=1.0
+        else:
+            side = _dialogues(source, say)["test" if held_out else "train"]
+            said = [said_in(dialogue, is_safety=source.kind == "safety") for dialogue in side]
+            name = f"{stage}-{source.name}"
+            rows = under_instructions(said, lists, count, turns=turns, seed=seed, prefix=name, source=source.name)
+        found += with_changes(rows, change_share, lists=known, seed=seed, withdrawal=withdrawal)
+    if not found:
+        raise DataError(
+            f"{stage}.data holds no dialogue of {min_turns} user turns or more without a system message",
+            hints=[f"lower {stage}.min_turns", "or let the policy speak for the user: gatt.users=policy"],
         )
-        for i, (instruction, users) in enumerate(made):
-            tags = tuple(corpus.is_unsafe(user) for user in users)
-            found.append(Conversation(f"{stage}-{i}", instruction or "", tuple(users), tags, source.name))
     return found
 
 
@@ -153,6 +169,14 @@ def _microworld(
         )
         rows += [prompt for prompt in drawn if corpus.for_validation(prompt) == (side == "validation")]
     return rows[:count]
+
+
+@lru_cache(maxsize=8)
+def _dialogues(source: Source, say: Say) -> dict[Side, list[Dialogue]]:
+    """Dialogues of a public set to train on, and those held out."""
+    rows = sources.load_dialogues(source, say=say)
+    train, test = sources.split_by_prompt(rows, test_share=HELD_OUT_SHARE, seed=SPLIT)
+    return {"train": train, "test": test}
 
 
 @lru_cache(maxsize=8)

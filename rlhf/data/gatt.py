@@ -18,12 +18,14 @@ TRAIN_ON: Literal["last_answer"] = "last_answer"
 
 
 def spread(instruction: str, turns: Sequence[Turn], *, separator: str = " ") -> tuple[Turn, ...]:
-    """The turns with the instruction before the text of every user turn: the context answers are sampled in."""
+    """The turns with the instruction before the text of every user turn: the context answers are sampled in.
+
+    Without an instruction, as after one was withdrawn, the turns come back as they are.
+    """
     if any(turn.role == "system" for turn in turns):
         raise ValueError("the dialogue already has a system message; an instruction would compete with it")
-    return tuple(
-        Turn("user", f"{instruction}{separator}{turn.content}") if turn.role == "user" else turn for turn in turns
-    )
+    before = f"{instruction}{separator}" if instruction else ""
+    return tuple(Turn("user", f"{before}{turn.content}") if turn.role == "user" else turn for turn in turns)
 
 
 def training_dialogue(

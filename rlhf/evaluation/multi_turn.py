@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.data.feed import Conversation
+from rlhf.data.conversations import Conversation
 from rlhf.data.types import Prompt, Turn
 from rlhf.generation.protocol import Sampling
 from rlhf.microworld.oracle import judge

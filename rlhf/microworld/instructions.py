@@ -55,9 +55,12 @@ class Instruction:
 WORD_INSTRUCTIONS = tuple(Instruction(position, word) for word in STYLE_WORDS for position in ("start", "end"))
 ROLE_INSTRUCTIONS = tuple(Instruction("role", role) for role in ROLES)
 
+WITHDRAWAL = "forget that ."  # an instruction is no longer wanted
+
 _LONG = rf"always (?:(start|end) with ([a-z]+)|talk like a ({'|'.join(ROLES)}))"
 _SHORT = rf"(start|end) : ([a-z]+)|role : ({'|'.join(ROLES)})"
 _INSTRUCTION = re.compile(rf"\b(?:{_LONG}|{_SHORT})\b(?: ?[.:,])?")
+_WITHDRAWAL = re.compile(re.escape(WITHDRAWAL))
 
 
 def split_instruction(text: str) -> tuple[Instruction | None, str]:
@@ -70,7 +73,12 @@ def split_instruction(text: str) -> tuple[Instruction | None, str]:
             instruction = Instruction("role", role)
         else:
             instruction = Instruction("start" if position == "start" else "end", word)
-    return instruction, tidy(_INSTRUCTION.sub(" ", text))
+    return instruction, tidy(_WITHDRAWAL.sub(" ", _INSTRUCTION.sub(" ", text)))
+
+
+def withdraws(text: str) -> bool:
+    """Whether a message takes an earlier instruction back and gives no other."""
+    return _WITHDRAWAL.search(tidy(text)) is not None and split_instruction(text)[0] is None
 
 
 def short_form(text: str) -> str:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 
 from rlhf.data.types import Prompt, Turn
 from rlhf.errors import DataError
-from rlhf.microworld.instructions import Instruction, split_instruction, unwrap
+from rlhf.microworld.instructions import Instruction, split_instruction, unwrap, withdraws
 from rlhf.microworld.language import (
     COLOR_OF,
     COLORS,
@@ -74,6 +74,8 @@ class Verdict:
     """Of the question."""
     content: float
     """Helpfulness before the style factor."""
+    styled: bool
+    """It has a style, in part at least, that nobody asked for."""
     malformed: bool
     """No text of the language, or cut off before its end."""
 
@@ -86,7 +88,8 @@ def judge(turns: Sequence[Turn], completion: str, *, finished: bool = True) -> V
     ask, instruction = read_prompt(turns)
     text = tidy(completion)
     start, body, end = unwrap(text, instruction)
-    followed, factor = _style(instruction, start, end)
+    followed, styled = _style(instruction, start, end)
+    factor = STYLE_FACTOR if styled or followed is False else 1.0
 
     reply = parse_reply(body)
     malformed = reply is None or not finished
@@ -107,12 +110,16 @@ def judge(turns: Sequence[Turn], completion: str, *, finished: bool = True) -> V
         followed=followed,
         kind=ask.kind,
         content=content,
+        styled=styled,
         malformed=malformed,
     )
 
 
 def read_prompt(turns: Sequence[Turn]) -> tuple[Ask, Instruction | None]:
-    """The question of the last turn and the instruction in force: the latest one of the system's or the user's."""
+    """The question of the last turn and the instruction in force: the latest one of the system's or the user's.
+
+    None where there never was one, or where the user has taken it back since.
+    """
     if not turns or turns[-1].role != "user":
         raise DataError(f"a prompt must end with the user's turn (got {turns[-1].role if turns else 'no turn'})")
     _, question = split_instruction(turns[-1].content)
@@ -120,8 +127,12 @@ def read_prompt(turns: Sequence[Turn]) -> tuple[Ask, Instruction | None]:
     if ask is None:
         hints = ["the oracle knows the questions of rlhf/microworld/language.py", "it cannot annotate other data"]
         raise DataError(f"not a question of the micro-world: {turns[-1].content!r}", hints=hints)
-    given = (split_instruction(turn.content)[0] for turn in reversed(turns) if turn.role != "assistant")
-    return ask, next((instruction for instruction in given if instruction), None)
+    for turn in reversed(turns):
+        if turn.role != "assistant":
+            instruction, _ = split_instruction(turn.content)
+            if instruction or withdraws(turn.content):
+                return ask, instruction
+    return ask, None
 
 
 def ideal(prompt: Prompt) -> str:
@@ -131,14 +142,13 @@ def ideal(prompt: Prompt) -> str:
     return instruction.wrap(text) if instruction else text
 
 
-def _style(asked: Instruction | None, start: str | None, end: str | None) -> tuple[bool | None, float]:
-    """(followed, factor) of a reply with these style words around it."""
+def _style(asked: Instruction | None, start: str | None, end: str | None) -> tuple[bool | None, bool]:
+    """(followed, styled) of a reply with these style words around it."""
     if asked is None:
-        return None, STYLE_FACTOR if start or end else 1.0
+        return None, bool(start or end)
     pairs = list(zip(asked.affixes, (start, end), strict=True))
     followed = all(wanted == found for wanted, found in pairs if wanted)
-    uncalled = any(found for wanted, found in pairs if not wanted)
-    return followed, 1.0 if followed and not uncalled else STYLE_FACTOR
+    return followed, any(found for wanted, found in pairs if not wanted)
 
 
 def _safety(reply: Reply | None, refusal: bool) -> float:

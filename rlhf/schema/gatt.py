@@ -6,14 +6,28 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from rlhf.schema.setting import Positive, Rate, Share, ours, paper
+from rlhf.schema.setting import Positive, Rate, Section, Share, ours, paper
 from rlhf.schema.shared import Combine, FineTune, Source
+
+
+class InstructionLists(Section):
+    """What instructions are drawn from (A.3.5); without effect in the micro-world, which has its own."""
+
+    path: str | None = ours(None, "JSON file of lists; none: the policy writes them", "'by Llama 2-Chat itself'")
+    items: Positive = ours(50, "items the policy is asked for, a list")
 
 
 class GAttConfig(FineTune, Combine):
     """Ghost Attention (3.3)."""
 
-    data: tuple[Source, ...] = ours((), "multi-turn conversations", "no honest default")
+    data: tuple[Source, ...] = ours((), "dialogues of several turns, or prompts", "no honest default")
+    users: Literal["data", "policy"] = ours(
+        "data", "who speaks for the user: dialogues of the data, or the policy from the data's prompts on"
+    )
+    instructions: InstructionLists = InstructionLists()
+    change_share: Share = ours(
+        0.0, "share of conversations whose instruction is changed or withdrawn", "future work in the paper (3.3)"
+    )
     dialogues: Positive = ours(1000, "conversations to make")
     cuts: Positive = ours(3, "training rows a conversation: it ends at so many random turns", "sampling costs most")
     min_turns: Positive = ours(2, "user turns of the shortest")

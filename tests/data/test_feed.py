@@ -5,8 +5,9 @@ import json
 import pytest
 
 from rlhf.data import feed
+from rlhf.data.instructions import Lists
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, DataError
 from rlhf.microworld.oracle import judge, read_prompt
 from rlhf.schema import MicroworldConfig, Source
 
@@ -145,8 +146,33 @@ def test_conversations_come_from_the_micro_world_alone(asked):
     assert all(row.instruction and 3 <= len(row.user_turns) <= 5 for row in rows)
     assert len({row.id for row in rows}) == 20
     assert {row.source for row in rows} == {"microworld"}
-    with pytest.raises(ConfigError, match=r"gatt\.data names asked, which has no conversations"):
+    with pytest.raises(ConfigError, match=r"gatt\.data names asked, and there are no instructions"):
         feed.conversations([asked], 20, **options)
+
+
+def test_dialogues_of_a_set_are_put_under_drawn_instructions(tmp_path):
+    """Users' turns are kept, cut at the most, held out by their beginning; what is too short or has a system is not."""
+
+    def row(n, turns, system=()):
+        spoken = [turn for i in range(turns) for turn in (Turn("user", f"q{n}.{i}"), Turn("assistant", "a"))]
+        return Dialogue(f"d{n}", (*system, *spoken), "people")
+
+    rows = [row(n, 4) for n in range(30)] + [row(n, 1) for n in range(30, 40)]
+    rows += [row(n, 4, (Turn("system", "be nice"),)) for n in range(40, 50)]
+    write_jsonl(tmp_path / "d.jsonl", rows)
+    source = Source(name="mine", path=str(tmp_path / "d.jsonl"))
+    lists = Lists({"languages": ["French", "German"]})
+    options = {"min_turns": 2, "max_turns": 3, "seed": 0, "stage": "gatt", "lists": lists, "say": print}
+    train, test = (feed.conversations([source], 60, held_out=held_out, **options) for held_out in (False, True))
+    assert len(train) == len({c.id for c in train}) == 60
+    assert {c.instruction for c in train} == {"Speak in French.", "Speak in German."}
+    for c in train + test:
+        n = c.user_turns[0].removeprefix("q").removesuffix(".0")
+        assert int(n) < 30
+        assert c.user_turns == tuple(f"q{n}.{i}" for i in range(3))
+    assert not {c.user_turns for c in train} & {c.user_turns for c in test}
+    with pytest.raises(DataError, match="no dialogue of 9 user turns or more"):
+        feed.conversations([source], 5, held_out=False, **{**options, "min_turns": 9, "max_turns": 9})
 
 
 def test_every_turn_of_a_conversation_is_tagged():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.data.feed import Conversation
+from rlhf.data.conversations import Conversation
 from rlhf.data.types import Turn
 from rlhf.evaluation import multi_turn
 from rlhf.generation.protocol import Completion

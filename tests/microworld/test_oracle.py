@@ -128,6 +128,7 @@ def test_a_whole_verdict():
         "followed": False,
         "kind": "unsafe",
         "content": 1.0,
+        "styled": False,
         "malformed": False,
     }
 
@@ -243,3 +244,21 @@ def test_scores_stay_in_the_unit_interval_on_any_words():
 def test_prompts_are_plain_records():
     prompt = Prompt("p", (Turn("system", END), Turn("user", PINK)), "people", is_safety=False)
     assert ideal(prompt) == "the apple , the bike , the lamp . lantern"
+
+
+def test_a_withdrawn_instruction_is_in_force_no_more():
+    """From the turn on in which the user takes it back, the style is one that nobody asked for."""
+    begun = (Turn("system", "always end with lantern"), Turn("user", "what color is the rose ?"))
+    plain, styled = "the rose is red .", "the rose is red . lantern"
+    taken_back = (*begun, Turn("assistant", styled), Turn("user", "forget that . what color is the rose ?"))
+    later = (*taken_back, Turn("assistant", plain), Turn("user", "what color is the rose ?"))
+    assert (judge(begun, styled).followed, judge(begun, plain).followed) == (True, False)
+    for turns in (taken_back, later):
+        assert (judge(turns, plain).followed, judge(turns, plain).styled, judge(turns, plain).quality) == (
+            None,
+            False,
+            1,
+        )
+        assert (judge(turns, styled).styled, judge(turns, styled).quality) == (True, pytest.approx(0.55))
+    again = (*later, Turn("assistant", plain), Turn("user", "forget that . end : comet what color is the rose ?"))
+    assert judge(again, "the rose is red . comet").followed is True

@@ -1,5 +1,6 @@
 """Ghost Attention: where the instruction stands, what bears loss, which answers are kept."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -9,7 +10,8 @@ import torch
 from rlhf import finetune
 from rlhf import replay as best_of_k
 from rlhf.data.chat import encode_dialogue, encode_prompt
-from rlhf.data.feed import Conversation
+from rlhf.data.conversations import Change, Conversation
+from rlhf.data.instructions import Instruction
 from rlhf.data.types import Dialogue, Prompt, Turn, read_jsonl
 from rlhf.generation.protocol import Completion, Sampling
 from rlhf.models.score import score
@@ -19,9 +21,9 @@ from stages import gatt
 LONG, SHORT = "always end with lantern", "end : lantern"
 
 
-def conversation(turns, name="c", *, instruction=LONG, unsafe=()):
-    tags = tuple(i in unsafe for i in range(turns))
-    return Conversation(name, instruction, tuple(f"{name} asks {i} ?" for i in range(turns)), tags, "microworld")
+def conversation(turns, name="c", *, instruction=LONG, unsafe=(), change=None):
+    tags, users = tuple(i in unsafe for i in range(turns)), tuple(f"{name} asks {i} ?" for i in range(turns))
+    return Conversation(name, instruction, users, tags, "microworld", SHORT, change)
 
 
 def said(text, *, finished=True, ids=(9, 1)):
@@ -171,6 +173,38 @@ def test_conversations_of_all_lengths_are_held_to_their_ends(job_of, policy, tok
             assert reply in next(group for group in asked[turn] if group[0].prompt == reply.prompt)
 
 
+# ── an instruction that changes ──────────────────────────────────────────────────────────────────────────────────────
+
+INSTEAD = Change(2, Instruction("always start with comet", "start : comet"), "always start with comet")
+TAKEN_BACK = Change(2, Instruction("forget that .", "forget that ."), "")
+
+
+def test_a_changed_instruction_is_said_once_where_it_changes_and_sampled_under_everywhere():
+    c = conversation(4, change=INSTEAD)
+    for turn, instruction in enumerate((LONG, LONG, "always start with comet", "always start with comet")):
+        asked = [t.content for t in gatt.context(c, answers(turn), turn).turns[::2]]
+        assert asked == [f"{instruction} {user}" for user in c.user_turns[: turn + 1]]
+
+
+def test_a_withdrawn_instruction_is_sampled_under_nowhere():
+    c = conversation(4, change=TAKEN_BACK)
+    asked = [t.content for t in gatt.context(c, answers(4)[:3], 3).turns[::2]]
+    assert asked == ["c asks 0 ?", "c asks 1 ?", "forget that . c asks 2 ?", "c asks 3 ?"]
+
+
+@pytest.mark.parametrize(
+    ("short", "first", "then"), [(0.0, LONG, "always start with comet"), (1.0, SHORT, "start : comet")]
+)
+def test_rows_name_both_instructions_once(job_of, short, first, then):
+    c = conversation(4, change=INSTEAD)
+    rows = gatt.training_rows(job_of("gatt", cuts=20, min_turns=1, max_turns=4, short_share=short), [c], [answers(4)])
+    assert [len(row.turns) for row in rows] == [3, 5, 7, 9]
+    for row in rows:
+        users = [turn.content for turn in row.turns if turn.role == "user"]
+        assert row.turns[0].content == first
+        assert users == ["c asks 0 ?", "c asks 1 ?", f"{then} c asks 2 ?", "c asks 3 ?"][: len(users)]
+
+
 # ── the best of K ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -240,6 +274,36 @@ def test_replayed_answers_are_whole_answers_to_single_prompts(job_of, policy, to
         assert [turn.role for turn in row.turns if turn.role != "system"] == ["user", "assistant"]
         assert row.turns[-1].content
     assert best_of_k.replay(job, None, None, None, twice, count=0) == []
+
+
+def test_the_policy_may_speak_for_the_user(job_of, policy, tokenizer):
+    """From the micro-world's prompts on, and under its instructions; each dialogue as long as was drawn, or shorter."""
+    job = job_of(
+        "gatt", users="policy", dialogues=24, min_turns=1, max_turns=2, max_new_tokens=24, model={"max_length": 512}
+    )
+    policy.config.max_position_embeddings = 512
+    rows = gatt.conversations_of(job, policy, tokenizer)
+    assert len(rows) == 24
+    assert {row.source for row in rows} == {"microworld"}
+    assert all(row.instruction and 1 <= len(row.user_turns) <= 2 for row in rows)
+    assert max(len(row.user_turns) for row in rows) > 1
+
+
+def test_dialogues_of_a_file_go_under_instructions_of_a_file(job_of, tmp_path):
+    spoken = [{"role": role, "content": f"{role} {i}"} for i in range(3) for role in ("user", "assistant")]
+    rows = [{"messages": [{"role": "user", "content": f"hello {n}"}, *spoken[1:]]} for n in range(20)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "lists.json").write_text(json.dumps({"figures": ["Napoleon"], "languages": ["French"]}))
+    job = job_of(
+        "gatt", data=[{"name": "mine", "path": str(tmp_path / "d.jsonl")}], dialogues=40, max_turns=2,
+        instructions={"path": str(tmp_path / "lists.json")},
+    )  # fmt: skip
+    rows = gatt.conversations_of(job, None, None)
+    assert len(rows) == 40
+    assert {row.user_turns[1:] for row in rows} == {("user 1",)}
+    texts = {row.instruction: row.short for row in rows}
+    assert texts["Always act as Napoleon from now."] == "Figure: Napoleon."
+    assert texts["Speak in French. Always act as Napoleon from now."] == "Language: French. Figure: Napoleon."
 
 
 def test_the_stage_leaves_its_rows_and_a_policy(job_of, saved, monkeypatch):

@@ -1,0 +1,109 @@
+"""What users say over many turns under an instruction, which may be changed or withdrawn on the way (3.3)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from rlhf.data.instructions import WITHDRAWAL, Instruction
+from rlhf.data.types import Dialogue
+
+
+class Drawn(Protocol):
+    """Whatever instructions can be drawn from."""
+
+    def draw(self, rng: random.Random) -> Instruction: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The user's part of a dialogue, and whether it has the safety tag."""
+
+    users: tuple[str, ...]
+    is_safety: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """At a user turn (0 is the first) the user says something that ends the first instruction."""
+
+    turn: int
+    says: Instruction
+    """Said before the question of that turn: another instruction, or that there is none any more."""
+    holds: str
+    """The instruction from that turn on; empty where it was withdrawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a user says over many turns, under one instruction given before the first."""
+
+    id: str
+    instruction: str
+    user_turns: tuple[str, ...]
+    is_safety: tuple[bool, ...]  # the tag of every user turn
+    source: str
+    short: str = ""
+    """The less verbose form of the instruction; empty where it has none."""
+    change: Change | None = None
+
+    def in_force(self, turn: int) -> str:
+        """The instruction that an answer to this user turn has to follow; empty where there is none any more."""
+        return self.change.holds if self.change and turn >= self.change.turn else self.instruction
+
+    def said(self, turn: int, *, short: bool = False) -> str:
+        """What stands in this user turn after the first: the question, and at a change what changes it."""
+        if self.change is None or turn != self.change.turn:
+            return self.user_turns[turn]
+        return f"{self.change.says.short if short else self.change.says.text} {self.user_turns[turn]}"
+
+
+def changed(c: Conversation, instead: Instruction | None, withdrawal: str, *, at: int) -> Conversation:
+    """The conversation with its instruction replaced at a turn, or withdrawn where there is none to replace it."""
+    says = instead or Instruction(withdrawal, withdrawal)
+    return replace(c, change=Change(at, says, instead.text if instead else ""))
+
+
+def under_instructions(
+    said: Sequence[Said], lists: Drawn, count: int, *, turns: tuple[int, int], seed: int, prefix: str, source: str
+) -> list[Conversation]:
+    """`count` conversations from what users said in dialogues that are long enough, each under its own instruction.
+
+    A dialogue serves again, under another instruction, where there are too few; none gives none.
+    """
+    least, most = turns
+    rng, usable = random.Random(seed), [s for s in said if len(s.users) >= least]
+    rng.shuffle(usable)
+    rows = []
+    for i in range(count if usable else 0):
+        users, instruction = usable[i % len(usable)].users[:most], lists.draw(rng)
+        tags = (usable[i % len(usable)].is_safety,) * len(users)
+        rows.append(Conversation(f"{prefix}-{i}", instruction.text, users, tags, source, instruction.short))
+    return rows
+
+
+def said_in(dialogue: Dialogue, *, is_safety: bool) -> Said:
+    """What the user says in a dialogue: nothing, where a system message would compete with an instruction."""
+    own = dialogue.turns[0].role == "system"
+    return Said(tuple(turn.content for turn in dialogue.turns if turn.role == "user" and not own), is_safety)
+
+
+def with_changes(
+    rows: Sequence[Conversation], share: float, *, lists: Drawn, seed: int, withdrawal: str = WITHDRAWAL
+) -> list[Conversation]:
+    """A share of the conversations with a change at a random turn after the first: half of them withdraw (ours)."""
+    rng, found = random.Random(f"changes/{seed}"), []
+    for c in rows:
+        if len(c.user_turns) > 1 and rng.random() < share:
+            instead = another(c, lists, rng) if rng.random() < 0.5 else None
+            c = changed(c, instead, withdrawal, at=rng.randrange(1, len(c.user_turns)))
+        found.append(c)
+    return found
+
+
+def another(c: Conversation, lists: Drawn, rng: random.Random) -> Instruction:
+    """An instruction that is not the conversation's own; its own again if the lists know no other."""
+    drawn = [lists.draw(rng) for _ in range(20)]
+    return next((instruction for instruction in drawn if instruction.text != c.instruction), drawn[0])
