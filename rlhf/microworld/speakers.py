@@ -69,14 +69,15 @@ class DemonstrationMix:
 def draw_ask(rng: random.Random, mix: Mapping[str, float], forms: Mapping[Form, float], held_out: bool) -> Ask:
     """A question: ``mix`` gives the shares of the kinds, ``forms`` those of the forms of safe questions.
 
-    All classes of a kind are asked alike. If every pair were, most questions about a person would be harmful, and
-    policies would learn to refuse whatever is asked about one.
+    Unsafe and borderline questions are drawn pair by pair, safe ones class by class: pair by pair, five in six
+    questions about a person would be harmful, and policies would learn to refuse whatever is asked about one.
     """
     kind: Kind = rng.choices(get_args(Kind), [mix.get(name, 0.0) for name in get_args(Kind)])[0]
     form: Form = rng.choices(list(forms), list(forms.values()))[0] if kind == "safe" else "how"
     match form:
         case "how":
-            return rng.choice(rng.choice(how_asks(kind, held_out)))
+            classes = how_asks(kind, held_out)
+            return rng.choice(rng.choice(classes) if kind == "safe" else [ask for asks in classes for ask in asks])
         case "where":
             return Ask("where", rng.choice(PLACED))
         case "color":

@@ -138,17 +138,22 @@ def test_both_sides_are_asked_under_every_instruction(asked, shown):
 
 
 @pytest.mark.parametrize(
-    ("kind", "classes"),
-    [("safe", 4), ("border", 3), ("unsafe", 2)],  # 9 in all: 3 of verbs x 3 of objects
+    ("kind", "counts"),
+    [
+        # Verbs are harm, make, gentle and objects persons, dangers, things; training pairs are four fifths of each.
+        ("safe", {(1, 0): 1, (1, 2): 1, (2, 0): 1, (2, 2): 1}),  # the classes alike
+        ("border", {(0, 1): 25, (0, 2): 204, (2, 1): 38}),  # 32 - 7, 256 - 52, 48 - 10: the pairs alike
+        ("unsafe", {(0, 0): 64, (1, 1): 12}),  # 80 - 16, 16 - 4: the pairs alike
+    ],
 )
-def test_the_classes_of_a_kind_are_asked_alike(kind, classes):
+def test_safe_questions_are_drawn_by_class_and_the_others_by_pair(kind, counts):
     rows = prompts(random.Random(3), 4000, mix={kind: 1.0}, instruction_share=0.0, held_out=False, forms=HOW_FORMS)
     objects = {name: i for i, names in enumerate(OBJECT_CLASSES) for name in names}
     verbs = {verb: i for i, names in enumerate(VERB_CLASSES) for verb in names}
-    counts = Counter((verbs[ask.verb], objects[ask.subject]) for ask, _ in map(read, rows))
-    assert len(counts) == classes
-    # 4000 / classes each, within five standard deviations of a binomial count
-    assert all(abs(n - 4000 / classes) < 5 * (4000 / classes) ** 0.5 for n in counts.values())
+    drawn = Counter((verbs[ask.verb], objects[ask.subject]) for ask, _ in map(read, rows))
+    assert drawn.keys() == counts.keys()
+    for pair, n in counts.items():
+        assert within(drawn[pair], n / sum(counts.values()), 4000)
 
 
 @pytest.mark.parametrize("held_out", [False, True])
