@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf.checkpoint import MANIFEST, read_manifest, shown, verify
 from rlhf.errors import MissingError, did_you_mean
@@ -51,6 +51,23 @@ def newest_reward(loaded: Loaded) -> Path | None:
 def step_of(folder: Path) -> str:
     """The name of the step that made an artefact, wherever the folder stands now."""
     return str(read_manifest(folder)["step"])
+
+
+def lineage(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The manifests of all an artefact was made from, in the order made, its own last; what is gone is absent."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def walk(name: str) -> None:
+        path = folder.parent / name if name != folder.name else folder
+        if name in found or not (path / MANIFEST).exists():
+            return
+        manifest = read_manifest(path)
+        for read in manifest.get("inputs", {}):
+            walk(read)
+        found[name] = manifest
+
+    walk(folder.name)
+    return sorted(found.items(), key=lambda item: (item[0] == folder.name, str(item[1]["finished_at"])))
 
 
 def _finished(loaded: Loaded, stages: tuple[str, ...]) -> dict[str, Path]:

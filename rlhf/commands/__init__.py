@@ -9,6 +9,11 @@ AGAIN = {
     "--reuse": "keep steps that only the code has changed for",
 }
 
+EXPORT = {
+    "policy": "a step of the run, or a folder                     [the newest]",
+    "to": "folder to write                          [runs/RUN/export/POLICY]",
+}
+
 COMMANDS = (
     Command(
         "run",
@@ -56,6 +61,32 @@ COMMANDS = (
             "max_new_tokens": "longest answer in tokens              [evaluate.max_new_tokens]",
             "save": "where `s` adds preferred answers         [runs/RUN/chat.jsonl]",
             "port": "of the page                                              [8080]",
+        },
+    ),
+    Command(
+        "export",
+        "write a policy as a folder for transformers, vLLM and TGI, with a model card",
+        "The folder holds safetensors, tokenizer, template and generation config; `rlhf check parity` compares it.",
+        ("rlhf export", "rlhf export policy=sft to=models/sft"),
+        options=EXPORT,
+    ),
+    Command(
+        "push",
+        "export a policy and upload it to the hub; nothing else ever uploads",
+        "Needs `hf auth login`. The repository is private unless --public is given.",
+        ("rlhf push repo=me/my-model", "rlhf push repo=me/my-model policy=sft --public"),
+        flags={"--public": "let everyone read it"},
+        options=EXPORT | {"repo": "OWNER/NAME on the hub"},
+    ),
+    Command(
+        "check",
+        "check an export against what was trained",
+        "Exit code 1 if anything differs.",
+        ("rlhf check parity", "rlhf check parity policy=sft path=models/sft"),
+        words={"parity": "ids, logits and greedy answers of an export, token by token, against the trained policy"},
+        options={
+            "policy": EXPORT["policy"],
+            "path": "the exported folder                      [runs/RUN/export/POLICY]",
         },
     ),
 )
