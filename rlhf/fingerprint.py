@@ -142,12 +142,15 @@ def _module_file(name: str) -> Path | None:
 
 
 def local_paths(settings: Any, name: str = "") -> Iterator[tuple[str, Path]]:
-    """Every setting called `path` (data.0.path, model.path) whose value looks like or is a local path."""
+    """Every setting called `path` (data.0.path) whose value looks like or is a local path; the pools of `pool_from`."""
     if isinstance(settings, Mapping):
         for key, value in settings.items():
             dotted = f"{name}.{key}" if name else str(key)
             if key == "path" and isinstance(value, str) and (_looks_local(value) or Path(value).exists()):
                 yield dotted, Path(value).expanduser()
+            elif key == "pool_from" and value is not None:
+                run = Path(value).expanduser()
+                yield from ((dotted, pool) for pool in sorted(run.glob("rejection-*/pool.jsonl")) or [run])
             yield from local_paths(value, dotted)
     elif isinstance(settings, list):
         for index, value in enumerate(settings):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,9 +18,12 @@ from rlhf.data.types import Prompt
 from rlhf.errors import DataError
 from rlhf.functional.kl import exact_kl
 from rlhf.functional.logprobs import chosen_logprobs
-from rlhf.generation.protocol import Completion, Sampling
-from rlhf.generation.transformers import generate
+from rlhf.generation.protocol import Completion, Engine, Sampling
+from rlhf.generation.ranks import dealt
+from rlhf.generation.transformers import InProcess
+from rlhf.models.load import load_policy
 from rlhf.models.score import pad_right, token_values
+from rlhf.schema import GenerationConfig, ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +45,22 @@ class Sample:
         return self.completion.finish_reason == "stop"
 
 
+def sampler(generation: GenerationConfig, checkpoint: Path, model: ModelConfig) -> Engine:
+    """The engine that `generation.engine` names, with the weights of this checkpoint."""
+    if generation.engine == "transformers":
+        return InProcess(load_policy(checkpoint, model))
+    from rlhf.generation.vllm import open_vllm
+
+    return open_vllm(generation, checkpoint, model)
+
+
 def sample(
-    policy: PreTrainedModel,
+    policy: PreTrainedModel | Engine,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     sampling: Sampling,
     *,
     seed: int,
-    rows_per_batch: int = 256,
     advance: Callable[[int], None] | None = None,
 ) -> list[list[Sample]]:
     """K answers to every prompt, in the order given; `advance` is told how many prompts each batch answered.
@@ -57,16 +69,15 @@ def sample(
         DataError: if a prompt and the longest answer to it do not fit into the context.
     """
     ids = [encode_prompt(tokenizer, prompt.turns) for prompt in prompts]
-    _check_room(policy, prompts, ids, sampling)
-    answers = generate(
-        policy,
+    engine = InProcess(policy) if isinstance(policy, torch.nn.Module) else policy
+    _check_room(engine.context, prompts, ids, sampling)
+    answers = engine.generate(
         ids,
         sampling,
         keys=[prompt.id for prompt in prompts],
         seed=seed,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        rows_per_batch=rows_per_batch,
         advance=advance,
     )
     return [
@@ -75,11 +86,25 @@ def sample(
     ]
 
 
-def _check_room(
-    policy: PreTrainedModel, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]], sampling: Sampling
-) -> None:
+def sample_together(
+    policy: PreTrainedModel | Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    seed: int,
+    advance: Callable[[int], None] | None = None,
+) -> list[list[Sample]]:
+    """`sample`, by all processes together: each answers a share of the prompts, and gets the answers of all."""
+    return dealt(
+        prompts,
+        lambda share: sample(policy, tokenizer, share, sampling, seed=seed, advance=advance),
+        cost=lambda prompt: sum(len(turn.content) for turn in prompt.turns),
+    )
+
+
+def _check_room(limit: int, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]], sampling: Sampling) -> None:
     """DataError if a prompt and its answer might not fit into the context: positions beyond it were never trained."""
-    limit = policy.config.max_position_embeddings
     for prompt, row in zip(prompts, ids, strict=True):
         longest = sampling.max_new_tokens
         if len(row) + longest > limit:

@@ -25,7 +25,7 @@ def run(job: Job) -> None:
     start = job.one("policy") / "checkpoint"
     tokenizer = load_tokenizer(start)
     policy = load_policy(start, job.recipe.model)
-    rewards = RewardModels.load(job.one("reward"), job.recipe.model)
+    rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
 
     prompts = asked(job)
     once = Sampling(1, config.temperature, config.max_new_tokens)

@@ -1,6 +1,7 @@
 """Every policy on held-out prompts, and the reward models on held-out pairs (3.4, 4)."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ def run(job: Job) -> None:
     """Leave `results.json`, the report's numbers; what cannot be measured in this recipe is absent."""
     policies = {path.name: path for path in job.every("policies")}
     reward_artefacts = job.every("reward")
-    rewards = RewardModels.load(reward_artefacts[-1], job.recipe.model) if reward_artefacts else None
-    newest = list(policies.values())[-1]
-    e = Evaluation(job, policies, rewards, load_tokenizer(newest / "checkpoint"))
+    tokenizer = load_tokenizer(list(policies.values())[-1] / "checkpoint")
+    load = partial(RewardModels.load, config=job.recipe.model, reads=tokenizer)
+    e = Evaluation(job, policies, load(reward_artefacts[-1]) if reward_artefacts else None, tokenizer)
 
     results: dict[str, Any] = {"reward_models": reward_models(e, reward_artefacts), "policies": {}}
     if rewards is not None and job.config.data:

@@ -27,7 +27,7 @@ def run(job: Job) -> None:
     start = job.one("policy") / "checkpoint"
     tokenizer = load_tokenizer(start)
     policy = load_policy(start, job.recipe.model)
-    rewards = RewardModels.load(job.one("reward"), job.recipe.model)
+    rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
 
     conversations = conversations_of(job, policy, tokenizer)
     answers = converse(job, policy, tokenizer, rewards, conversations)

@@ -76,7 +76,9 @@ def load_models(job: Job) -> Models:
     critic = without_dropout(load_reward_model(job.one("reward") / "checkpoint" / "helpfulness", model))
     torch.nn.init.zeros_(critic.score.weight)
     reference = StartOf(policy) if model.lora.rank else freeze(copy.deepcopy(policy))
-    return Models(policy, critic, reference, RewardModels.load(job.one("reward"), model), load_tokenizer(start))
+    tokenizer = load_tokenizer(start)
+    rewards = RewardModels.load(job.one("reward"), model, reads=tokenizer)
+    return Models(policy, critic, reference, rewards, tokenizer)
 
 
 def make_optimizers(models: Models, config) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:

@@ -8,9 +8,9 @@ from rlhf.data.types import Preference, Prompt, write_jsonl
 from rlhf.errors import ConfigError
 from rlhf.generation.protocol import Sampling
 from rlhf.microworld.annotator import annotate
-from rlhf.models.load import load_policy, load_tokenizer
+from rlhf.models.load import load_tokenizer
 from rlhf.pipeline import Job
-from rlhf.rollout import Sample, sample
+from rlhf.rollout import Sample, sample, sampler
 
 DOMAINS = ("helpfulness", "safety")
 
@@ -69,7 +69,7 @@ def answers(job: Job, policies: list[Path], prompts: list[Prompt]) -> list[list[
     with job.track.progress(2 * len(prompts), "answers") as bar:
         for place, path in enumerate((policies[-1], policies[0])):
             tokenizer = load_tokenizer(path / "checkpoint")
-            policy = load_policy(path / "checkpoint", job.recipe.model)
+            policy = sampler(job.recipe.generation, path / "checkpoint", job.recipe.model)
             rng = random.Random(f"{job.seed}/{place}")
             drawn = [rng.choice(job.config.temperatures) for _ in prompts]
             by_prompt: dict[int, Sample] = {}

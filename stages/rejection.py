@@ -2,8 +2,9 @@
 
 import hashlib
 import random
+from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from rlhf.data import feed
@@ -11,39 +12,32 @@ from rlhf.data import pool as pools
 from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.data.pool import PoolEntry
 from rlhf.data.types import Dialogue, Prompt, Turn
+from rlhf.errors import MissingError, NonFiniteError, RlhfError
 from rlhf.finetune import fine_tune
 from rlhf.generation.protocol import Sampling
 from rlhf.models.load import load_policy, load_tokenizer, save
-from rlhf.models.reward_models import RewardModels
+from rlhf.models.reward_models import RewardModels, Scores
 from rlhf.pipeline import Job
-from rlhf.rollout import Sample, sample
+from rlhf.rollout import Sample, sample_together, sampler
 
 
 def run(job: Job) -> None:
     """Leave `pool.jsonl`, this round's samples with their scores, and `checkpoint/`."""
     config = job.config
-    start = job.one("policy") / "checkpoint"
-    tokenizer = load_tokenizer(start)
-    policy = load_policy(start, job.recipe.model)
-    rewards = RewardModels.load(job.one("reward"), job.recipe.model)
-
-    temperature, curve = tune_temperature(job, policy, tokenizer, rewards)
-    prompts = training_prompts(job, side="train", count=config.prompts)
-    sampling = Sampling(config.samples_per_prompt, temperature, config.max_new_tokens)
-    with job.track.progress(len(prompts), "samples") as bar:
-        groups = sample(policy, tokenizer, prompts, sampling, seed=job.seed, advance=bar.advance)
-    samples = [s for group in groups for s in group]
-    scores = scored(job, rewards, samples)
-    pools.append(job.out / "pool.jsonl", entries(job, samples, scores, temperature))
+    tokenizer = load_tokenizer(job.one("policy") / "checkpoint")
+    rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
+    if config.pool_from is None:
+        sample_round(job, tokenizer, rewards)
+    else:
+        borrow_round(job)
 
     pool = [entry for path in [*earlier(job), job.out] for entry in pools.read(path / "pool.jsonl").entries]
     best = [entry for entry in pools.best(pool, rescore(job, rewards, tokenizer, pool)) if usable(entry)]
+    if not best:
+        raise RlhfError(f"none of {len(pool):,} samples can be a target: all are empty or never ended", where=job.name)
     for entry in best[:12]:
         job.track.sample({"round": entry.round, "prompt": entry.prompt[-1].content, "text": entry.completion})
-    mean = sum(scores) / len(scores)
-    job.track.say(f"{len(samples):,} samples at temperature {temperature}, mean score {mean:.2f}")
-    job.track.log({"pool/entries": len(pool), "pool/prompts": len(best), "reward/combined": mean}, step=0)
-    job.write_results({"temperature": temperature, "temperature_curve": curve})
+    job.track.log({"pool/entries": len(pool), "pool/prompts": len(best)}, step=0)
 
     start = job.one("base" if config.start == "base" else "policy") / "checkpoint"
     policy = load_policy(start, job.recipe.model)
@@ -51,7 +45,64 @@ def run(job: Job) -> None:
     save(policy, tokenizer, job.out / "checkpoint")
 
 
-def tune_temperature(job, policy, tokenizer, rewards) -> tuple[float, dict[str, float]]:
+def sample_round(job: Job, tokenizer, rewards: RewardModels) -> None:
+    """K answers to every prompt of this round, by the newest policy, into the pool."""
+    config = job.config
+    policy = sampler(job.recipe.generation, job.one("policy") / "checkpoint", job.recipe.model)
+    temperature, trial = tune_temperature(job, policy, tokenizer, rewards)
+    prompts = training_prompts(job, side="train", count=config.prompts)
+    sampling = Sampling(config.samples_per_prompt, temperature, config.max_new_tokens)
+    with job.track.progress(len(prompts), "samples") as bar:
+        groups = sample_together(policy, tokenizer, prompts, sampling, seed=job.seed, advance=bar.advance)
+    samples = [s for group in groups for s in group]
+    check_ends(job, samples)
+    scores = scored(job, rewards, samples)
+    pools.append(job.out / "pool.jsonl", entries(job, samples, scores, temperature))
+    mean = scores.combined.mean().item()
+    job.track.say(f"{len(samples):,} samples at temperature {temperature}, mean score {mean:.2f}")
+    job.track.log({"reward/combined": mean, "gen/eos_rate": ended(samples)}, step=0)
+    job.write_results({"temperature": temperature, **trial})
+
+
+def borrow_round(job: Job) -> None:
+    """Distillation: this round's samples are those that a larger model drew in the same round of another run."""
+    source = Path(job.config.pool_from).expanduser() / job.name / "pool.jsonl"
+    if not source.is_file():
+        raise MissingError(
+            f"{source} does not exist",
+            where="rejection.pool_from",
+            hints=[
+                "name the folder of a run that has this round: rejection.pool_from=runs/RUN",
+                "or ask for fewer rounds",
+            ],
+        )
+    count = pools.append(job.out / "pool.jsonl", pools.read(source).entries)
+    job.track.say(f"{count:,} samples of {source}")
+    job.write_results({"pool_from": str(source), "samples": count})
+
+
+def check_ends(job: Job, samples: list[Sample]) -> None:
+    """A policy that never stops gives no targets: say so now, and not by a round that learns from a few odd answers."""
+    cut, limit = 1 - ended(samples), job.config.max_truncated
+    if cut > limit:
+        raise RlhfError(
+            f"{cut:.0%} of {len(samples):,} samples never ended within rejection.max_new_tokens"
+            f" ({job.config.max_new_tokens}), more than rejection.max_truncated ({limit:.0%})",
+            where=job.name,
+            hints=[
+                "give answers more room: rejection.max_new_tokens",
+                "sample cooler: rejection.temperatures",
+                "or accept it: rejection.max_truncated=1",
+            ],
+        )
+
+
+def ended(samples: list[Sample]) -> float:
+    """The share of answers that ended by themselves."""
+    return sum(s.finished for s in samples) / len(samples)
+
+
+def tune_temperature(job, policy, tokenizer, rewards) -> tuple[float, dict[str, Any]]:
     """The temperature whose best of K scores highest on held-out prompts; it moves from round to round (Fig 8).
 
     Of temperatures that cannot be told apart, the lowest (ours): hotter samples are further from what the reward models
@@ -64,14 +115,17 @@ def tune_temperature(job, policy, tokenizer, rewards) -> tuple[float, dict[str, 
     best: dict[float, Tensor] = {}  # by temperature, for every prompt the score of its best sample
     for temperature in sorted(config.temperatures):
         sampling = Sampling(k, temperature, config.max_new_tokens)
-        groups = sample(policy, tokenizer, prompts, sampling, seed=job.seed_of("temperature"))
-        scores = torch.tensor(scored(job, rewards, [s for group in groups for s in group]))
-        best[temperature] = scores.view(len(prompts), k).amax(-1)
+        groups = sample_together(policy, tokenizer, prompts, sampling, seed=job.seed_of("temperature"))
+        samples = [s for group in groups for s in group]
+        if not best:  # the coolest: what never ends here ends nowhere
+            check_ends(job, samples)
+        best[temperature] = scored(job, rewards, samples).combined.view(len(prompts), k).amax(-1)
     chosen = lowest_as_good(best)
     curve = {f"{t:g}": values.mean().item() for t, values in best.items()}
     shown = ", ".join(f"{t}: {value:.2f}" for t, value in curve.items())
     job.track.say(f"best of {k} by temperature {{{shown}}}: {chosen:g}")
-    return chosen, curve
+    budget = {"prompts": len(prompts), "samples_per_prompt": k, "samples": len(best) * len(prompts) * k}
+    return chosen, {"temperature_curve": curve, "temperature_budget": budget}
 
 
 def lowest_as_good(best: dict[float, Tensor]) -> float:
@@ -100,10 +154,16 @@ def training_prompts(job, *, side: feed.Side, count: int) -> list[Prompt]:
     return list({prompt_digest(prompt): prompt for prompt in drawn}.values())
 
 
-def scored(job, rewards: RewardModels, samples: list[Sample]) -> list[float]:
-    """The combined score of every sample, in logits; not whitened, since only the order within a prompt counts."""
+def scored(job, rewards: RewardModels, samples: list[Sample]) -> Scores:
+    """The scores of every sample, in logits; not whitened, since only the order within a prompt counts."""
     rows, tags = [s.row for s in samples], [s.prompt.is_safety for s in samples]
-    return rewards(rows, tags, safety_threshold=job.config.safety_threshold).combined.tolist()
+    return finite(job, rewards(rows, tags, safety_threshold=job.config.safety_threshold))
+
+
+def finite(job, scores: Scores) -> Scores:
+    if not bool(scores.combined.isfinite().all()):
+        raise NonFiniteError("a reward model gave a score that is not finite", where=job.name)
+    return scores
 
 
 def earlier(job):
@@ -111,17 +171,18 @@ def earlier(job):
     return job.every("rejection*") if job.config.pool == "all" else ()
 
 
-def entries(job, samples: list[Sample], scores: list[float], temperature: float) -> list[PoolEntry]:
+def entries(job, samples: list[Sample], scores: Scores, temperature: float) -> list[PoolEntry]:
     """The samples of a round as rows of the pool, K to a prompt in the order given."""
     policy = job.digest_of("policy")
     k = job.config.samples_per_prompt
+    values = zip(scores.helpfulness.tolist(), scores.safety.tolist(), scores.combined.tolist(), strict=True)
     return [
         PoolEntry(
             prompt_id=prompt_digest(s.prompt),
             prompt=s.prompt.turns,
             is_safety=s.prompt.is_safety,
             completion=s.text,
-            scores={"combined": value},
+            scores={"helpfulness": helpful, "safety": safe, "combined": combined},
             round=job.round,
             policy=policy,
             temperature=temperature,
@@ -129,7 +190,7 @@ def entries(job, samples: list[Sample], scores: list[float], temperature: float)
             k=i % k,
             finished=s.finished,
         )
-        for i, (s, value) in enumerate(zip(samples, scores, strict=True))
+        for i, (s, (helpful, safe, combined)) in enumerate(zip(samples, values, strict=True))
     ]
 
 
@@ -147,7 +208,7 @@ def rescore(job, rewards, tokenizer, pool: list[PoolEntry]) -> list[float]:
     """All entries by today's reward models, so that rounds compare. An answer that never ended can't be the target."""
     rows = [encode_prompt(tokenizer, e.prompt) + encode_completion(tokenizer, e.completion) for e in pool]
     tags = [e.is_safety for e in pool]
-    combined = rewards(rows, tags, safety_threshold=job.config.safety_threshold).combined.tolist()
+    combined = finite(job, rewards(rows, tags, safety_threshold=job.config.safety_threshold)).combined.tolist()
     return [value if usable(e) else float("-inf") for e, value in zip(pool, combined, strict=True)]
 
 

@@ -165,4 +165,9 @@ def literal_values(field: FieldInfo) -> tuple[object, ...]:
 
 
 def test_every_stage_has_its_section():
-    assert {name.partition(".")[0] for name in known_settings() if "." in name} == {*STAGES, "model", "microworld"}
+    assert {name.partition(".")[0] for name in known_settings() if "." in name} == {
+        *STAGES,
+        "model",
+        "microworld",
+        "generation",
+    }

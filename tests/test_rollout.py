@@ -9,6 +9,7 @@ from rlhf.data.chat import encode_prompt
 from rlhf.data.types import Prompt, Turn
 from rlhf.errors import DataError
 from rlhf.generation.protocol import Completion, Sampling
+from rlhf.generation.transformers import InProcess
 from rlhf.models.score import token_values
 from rlhf.rollout import (
     Rollout,
@@ -69,7 +70,7 @@ def test_samples_hold_prompt_answer_and_text(samples, tokenizer):
 
 
 def test_a_sample_is_drawn_by_its_prompts_id(policy, tokenizer, samples):
-    (again,) = sample(policy, tokenizer, PROMPTS[1:2], Sampling(4, TEMPERATURE, 10), seed=0, rows_per_batch=1)
+    (again,) = sample(InProcess(policy, 1), tokenizer, PROMPTS[1:2], Sampling(4, TEMPERATURE, 10), seed=0)
     assert [a.completion.token_ids for a in again] == [a.completion.token_ids for a in samples[4:8]]
 
 

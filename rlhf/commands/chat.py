@@ -29,9 +29,10 @@ def main(request: Request) -> int:
     from rlhf.talk.terminal import talk
 
     model = loaded.recipe.model
+    voices = [Voice.load(name, folder, model) for name, folder in chosen.items()]
     conversation = Conversation(
-        [Voice.load(name, folder, model) for name, folder in chosen.items()],
-        RewardModels.load(reward, model) if reward else None,
+        voices,
+        RewardModels.load(reward, model, reads=voices[0].tokenizer) if reward else None,
         Sampling(1, temperature, int(longest)),
         loaded.recipe.seed,
         request.options.get("system", ""),

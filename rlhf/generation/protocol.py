@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from rlhf.errors import ConfigError
 
@@ -51,3 +52,30 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: Literal["stop", "length"]
+
+
+class Engine(Protocol):
+    """Something that samples: a model in this process, or a server."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        keys: Sequence[str],
+        seed: int,
+        eos_token_id: int,
+        pad_token_id: int,
+        advance: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """K completions of every prompt, in the order given.
+
+        Args:
+            prompts: token ids, of any lengths.
+            keys: one name per prompt; with `seed` and k it fixes the random numbers of a sample.
+            advance: told now and then how many more prompts were answered.
+        """

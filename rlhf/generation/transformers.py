@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +53,21 @@ class RowCache(DynamicLayer):
     def _show(self) -> tuple[Tensor, Tensor]:
         self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
         return self.keys, self.values
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """A model in this process as an engine."""
+
+    model: PreTrainedModel
+    rows_per_batch: int = 256
+
+    @property
+    def context(self) -> int:
+        return int(self.model.config.max_position_embeddings)
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, **options: Any) -> list[list[Completion]]:
+        return generate(self.model, prompts, sampling, rows_per_batch=self.rows_per_batch, **options)
 
 
 @torch.no_grad()

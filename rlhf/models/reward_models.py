@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.data.chat import template_digest
+from rlhf.errors import DataError
 from rlhf.functional.piecewise import piecewise_score
 from rlhf.models.load import freeze, load_reward_model, load_tokenizer
 from rlhf.models.score import score
@@ -35,8 +37,15 @@ class RewardModels:
     eos_token_id: int
 
     @classmethod
-    def load(cls, artefact: Path, config: ModelConfig) -> RewardModels:
+    def load(cls, artefact: Path, config: ModelConfig, *, reads: PreTrainedTokenizerBase) -> RewardModels:
+        """The models of an artefact, to score what the tokenizer `reads` writes.
+
+        Raises:
+            DataError: if they were trained on other ids or another template: the scores would be of another text.
+        """
         checkpoint = artefact / "checkpoint"
+        for domain in ("helpfulness", "safety"):
+            check_same_tokens(reads, load_tokenizer(checkpoint / domain), where=checkpoint / domain)
         helpfulness = freeze(load_reward_model(checkpoint / "helpfulness", config))
         safety = freeze(load_reward_model(checkpoint / "safety", config))
         tokenizer = load_tokenizer(checkpoint / "helpfulness")
@@ -53,3 +62,18 @@ class RewardModels:
         tagged = torch.tensor(list(is_safety), dtype=torch.bool)
         combined = piecewise_score(helpfulness, safety, tagged, safety_threshold=safety_threshold)
         return Scores(helpfulness, safety, combined)
+
+
+def check_same_tokens(policy: PreTrainedTokenizerBase, rewards: PreTrainedTokenizerBase, *, where: Path) -> None:
+    """DataError unless both write a dialogue with the same template and the same ids."""
+    written, trained = template_digest(policy), template_digest(rewards)
+    if written != trained:
+        what = f"the policy's chat template has digest {written[:12]}, the reward model was trained with {trained[:12]}"
+    elif policy.get_vocab() != rewards.get_vocab():
+        what = (
+            f"the policy's {len(policy):,} tokens are not the {len(rewards):,} that the reward model was trained with"
+        )
+    else:
+        return
+    hints = ["train reward models from this policy: rlhf run stage=reward", "or start from the policy they belong to"]
+    raise DataError(what, where=str(where), hints=hints)

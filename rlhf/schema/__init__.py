@@ -15,6 +15,7 @@ from rlhf.schema.base import BaseConfig
 from rlhf.schema.distill import DistillConfig
 from rlhf.schema.evaluate import EvaluateConfig
 from rlhf.schema.gatt import GAttConfig
+from rlhf.schema.generation import GenerationConfig
 from rlhf.schema.microworld import MicroworldConfig
 from rlhf.schema.model import ModelConfig
 from rlhf.schema.ppo import PPOConfig
@@ -35,6 +36,7 @@ __all__ = [
     "EvaluateConfig",
     "FineTune",
     "GAttConfig",
+    "GenerationConfig",
     "MicroworldConfig",
     "ModelConfig",
     "PPOConfig",
@@ -68,6 +70,7 @@ class Recipe(Section):
     threads: Positive | None = ours(None, "CPU threads of torch", "all cores")
     model: ModelConfig = ModelConfig()
     microworld: MicroworldConfig = MicroworldConfig()
+    generation: GenerationConfig = GenerationConfig()
     base: BaseConfig = BaseConfig()
     sft: SFTConfig = SFTConfig()
     preferences: PreferencesConfig = PreferencesConfig()

@@ -19,6 +19,12 @@ class RejectionConfig(FineTune, Combine):
     )
     temperature_prompts: Positive = ours(200, "held-out prompts of that trial")
     max_new_tokens: Positive = ours(512, "longest answer in tokens")
+    max_truncated: Share = ours(0.5, "stop if more than this share of the samples never ends", "they are no targets")
+    pool_from: str | None = ours(
+        None,
+        "folder of a run whose samples are fine-tuned on instead: distillation",
+        "the paper's smaller models (3.2.3)",
+    )
     pool: Literal["all", "last"] = paper("all", "3.2.3", "top samples of all rounds, or of the last one only (V3)")
     start: Literal["base", "policy"] = paper("base", "3.2.3", "'always starting from the base model'")
     sft_share: Share = ours(0.1, "share of the training rows drawn from the demonstrations", "keeps their breadth")

@@ -107,13 +107,29 @@ def test_both_reward_models_of_an_artefact(reward_model, tokenizer, tmp_path):
     other = type(reward_model)(reward_model.config)
     for name, model in (("helpfulness", reward_model), ("safety", other)):
         save(model, tokenizer, tmp_path / "checkpoint" / name)
-    found = RewardModels.load(tmp_path, CONFIG)
+    found = RewardModels.load(tmp_path, CONFIG, reads=tokenizer)
     assert_equal(found.helpfulness.state_dict(), reward_model.state_dict())
     assert_equal(found.safety.state_dict(), other.state_dict())
     assert (found.pad_token_id, found.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
     for model in (found.helpfulness, found.safety):
         assert not model.training
         assert not any(weight.requires_grad for weight in model.parameters())
+
+
+def test_reward_models_of_another_template_or_vocabulary_are_refused(reward_model, tokenizer, tmp_path):
+    for name in ("helpfulness", "safety"):
+        save(reward_model, tokenizer, tmp_path / "checkpoint" / name)
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "{{ messages[0]['content'] }}"
+    with pytest.raises(
+        DataError, match=r"template has digest \w{12}, the reward model was trained with \w{12}"
+    ) as refused:
+        RewardModels.load(tmp_path, CONFIG, reads=other)
+    assert refused.value.where.endswith("helpfulness")
+    longer = copy.deepcopy(tokenizer)
+    longer.add_tokens(["unheard-of"])
+    with pytest.raises(DataError, match=f"the policy's {len(longer)} tokens are not the {len(tokenizer)} that"):
+        RewardModels.load(tmp_path, CONFIG, reads=longer)
 
 
 def test_a_frozen_model_neither_learns_nor_drops_out(policy):

@@ -12,10 +12,12 @@ from rlhf.data import pool as pools
 from rlhf.data.chat import encode_dialogue
 from rlhf.data.pool import PoolEntry
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
-from rlhf.generation.protocol import Completion
+from rlhf.errors import MissingError, NonFiniteError, RlhfError
+from rlhf.generation.protocol import Completion, Sampling
 from rlhf.models.load import load_policy
+from rlhf.models.reward_models import Scores
 from rlhf.models.score import score
-from rlhf.rollout import Sample
+from rlhf.rollout import Sample, sample
 from rlhf.schema import ModelConfig
 from stages import rejection
 
@@ -84,7 +86,7 @@ def test_temperatures_are_tried_on_held_out_prompts_by_the_best_of_k(job_of, pol
     """The best of two samples at .6 and at 1.2 scores what the script says, so 1.2 wins though its mean is lower."""
     sides, script = [], {0.6: [1.0, 1.1], 1.2: [-9.0, 2.0]}
     asked = []
-    real_prompts, real_sample = rejection.training_prompts, rejection.sample
+    real_prompts, real_sample = rejection.training_prompts, rejection.sample_together
 
     def prompts(job, *, side, count):
         sides.append(side)
@@ -95,14 +97,19 @@ def test_temperatures_are_tried_on_held_out_prompts_by_the_best_of_k(job_of, pol
         return real_sample(policy, tokenizer, prompts, sampling, **options)
 
     def scored(job, rewards, samples):
-        return script[asked[-1]] * (len(samples) // 2)
+        combined = torch.tensor(script[asked[-1]] * (len(samples) // 2))
+        return Scores(combined, combined, combined)
 
-    for name, wrapper in (("training_prompts", prompts), ("sample", sample), ("scored", scored)):
+    for name, wrapper in (("training_prompts", prompts), ("sample_together", sample), ("scored", scored)):
         monkeypatch.setattr(rejection, name, wrapper)
-    job = job_of("rejection", temperatures=[1.2, 0.6], temperature_prompts=5, samples_per_prompt=2, max_new_tokens=2)
-    chosen, curve = rejection.tune_temperature(job, policy, tokenizer, rewards)
+    job = job_of(
+        "rejection", temperatures=[1.2, 0.6], temperature_prompts=5, samples_per_prompt=2, max_new_tokens=2,
+        max_truncated=1.0,
+    )  # fmt: skip
+    chosen, trial = rejection.tune_temperature(job, policy, tokenizer, rewards)
     assert (chosen, asked) == (1.2, [0.6, 1.2])
-    assert curve == pytest.approx({"0.6": 1.1, "1.2": 2.0})
+    assert trial["temperature_curve"] == pytest.approx({"0.6": 1.1, "1.2": 2.0})
+    assert trial["temperature_budget"]["samples"] == 2 * 2 * trial["temperature_budget"]["prompts"] > 0
     assert sides == ["validation"]
 
 
@@ -140,12 +147,13 @@ def test_entries_hold_what_was_sampled(job_of, tmp_path, saved):
         for p in asked
         for k in (0, 1)
     ]
-    made = rejection.entries(job, samples, [0.1, 0.2, 0.3, 0.4], 1.2)
-    assert [(e.completion, e.k, e.finished, e.is_safety, e.scores["combined"]) for e in made] == [
-        ("a0", 0, False, False, 0.1),
-        ("a1", 1, True, False, 0.2),
-        ("b0", 0, False, True, 0.3),
-        ("b1", 1, True, True, 0.4),
+    values = torch.arange(12, dtype=torch.float64).view(3, 4)
+    made = rejection.entries(job, samples, Scores(*values), 1.2)
+    assert [(e.completion, e.k, e.finished, e.is_safety, e.scores) for e in made] == [
+        ("a0", 0, False, False, {"helpfulness": 0, "safety": 4, "combined": 8}),
+        ("a1", 1, True, False, {"helpfulness": 1, "safety": 5, "combined": 9}),
+        ("b0", 0, False, True, {"helpfulness": 2, "safety": 6, "combined": 10}),
+        ("b1", 1, True, True, {"helpfulness": 3, "safety": 7, "combined": 11}),
     ]
     assert [e.prompt for e in made] == [p.turns for p in asked for _ in (0, 1)]
     assert {(e.round, e.policy, e.temperature, e.seed) for e in made} == {(2, "digest of sft", 1.2, job.seed)}
@@ -240,6 +248,7 @@ def two_rounds(job_of, sft, saved, policy, monkeypatch):
         job = job_of(
             "rejection", name=f"rejection-{number}", round=number, reads=reads, prompts=6, samples_per_prompt=3,
             temperatures=[1.0], max_new_tokens=6, epochs=1, batch_size=4, learning_rate=1e-7, sft_share=0.25,
+            max_truncated=1.0,
         )  # fmt: skip
         rejection.run(job)
         outs.append(job.out)
@@ -271,3 +280,86 @@ def test_every_round_starts_from_the_base_model(two_rounds, policy):
         made = load_policy(out / "checkpoint", ModelConfig())
         for name, weight in policy.state_dict().items():
             torch.testing.assert_close(made.state_dict()[name], weight, atol=1e-5, rtol=0)
+
+
+def test_of_every_prompt_the_answer_with_the_highest_score_is_selected(two_rounds, rewards, tokenizer):
+    """S10: no selected score is below another usable one of its prompt, over all rounds."""
+    trained, outs = two_rounds
+    pool = [e for out in outs for e in pools.read(out / "pool.jsonl").entries if e.finished and e.completion]
+    for row in trained[1]:
+        if row.source.startswith("rejection"):
+            own = [e for e in pool if e.prompt == row.turns[:-1]]
+            scores = {e.completion: scored_alone(rewards, tokenizer, e) for e in own}
+            assert scores[row.turns[-1].content] == pytest.approx(max(scores.values()), abs=1e-5)
+
+
+def test_all_is_sampled_before_anything_learns(two_rounds, job_of, policy, tokenizer):
+    """S10: the policy as it was when the round began gives every sample of the round again."""
+    entries = pools.read(two_rounds[1][0] / "pool.jsonl").entries
+    job = job_of("rejection", round=1)
+    asked = rejection.training_prompts(job, side="train", count=6)
+    again = sample(policy, tokenizer, asked, Sampling(3, 1.0, 6), seed=job.seed)
+    assert [s.text for group in again for s in group] == [e.completion for e in entries]
+
+
+# ── another run's samples ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def distilling(job_of, sft, saved, pool_from, **more):
+    reads = {"base": [saved.policy("base")], "sft": [sft], "reward": [saved.reward("reward-1")], "rejection*": ()}
+    reads["policy"] = [saved.policy("small")]
+    return job_of(
+        "rejection", name="rejection-1", round=1, reads=reads, pool_from=str(pool_from), epochs=1, batch_size=4,
+        learning_rate=1e-7, **more,
+    )  # fmt: skip
+
+
+def test_the_pool_of_another_run_is_fine_tuned_on(two_rounds, job_of, sft, saved, tmp_path):
+    """Nothing is sampled; the rows are the best of the other run's samples by this run's reward models."""
+    trained, outs = two_rounds
+    large = tmp_path / "large" / "rejection-1"
+    large.mkdir(parents=True)
+    (large / "pool.jsonl").write_bytes((outs[0] / "pool.jsonl").read_bytes())
+    job = distilling(job_of, sft, saved, tmp_path / "large", sft_share=0.25)
+    rejection.run(job)
+    assert pools.read(job.out / "pool.jsonl") == pools.read(outs[0] / "pool.jsonl")
+    targets, wanted = (
+        [r.turns for r in rows if r.source.startswith("rejection")] for rows in (trained[-1], trained[0])
+    )
+    assert targets == wanted
+    assert load_policy(job.out / "checkpoint", ModelConfig())
+
+
+def test_a_pool_that_is_not_there_is_refused(job_of, sft, saved, tmp_path):
+    with pytest.raises(MissingError, match=r"rejection-1/pool.jsonl does not exist") as refused:
+        rejection.run(distilling(job_of, sft, saved, tmp_path / "nobody"))
+    assert refused.value.where == "rejection.pool_from"
+
+
+# ── what cannot be learned from ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("limit", [0.5, 0.49])
+def test_a_policy_that_never_stops_is_noticed(job_of, limit):
+    samples = [Sample(prompt(), (8,), Completion((9,), (0.0,), end), "a") for end in ("stop", "length")]
+    job = job_of("rejection", max_truncated=limit)
+    if limit == 0.5:
+        rejection.check_ends(job, samples)
+        return
+    with pytest.raises(RlhfError, match=r"50% of 2 samples never .* rejection\.max_truncated \(49%\)"):
+        rejection.check_ends(job, samples)
+
+
+def test_a_pool_without_a_target_is_refused(job_of, sft, saved, tmp_path):
+    large = tmp_path / "large" / "rejection-1"
+    large.mkdir(parents=True)
+    pools.append(large / "pool.jsonl", [entry(""), entry("take it", k=1, finished=False)])
+    with pytest.raises(RlhfError, match="none of 2 samples can be a target: all are empty or never ended"):
+        rejection.run(distilling(job_of, sft, saved, tmp_path / "large"))
+
+
+def test_a_score_that_is_no_number_is_refused(job_of, tokenizer, rewards):
+    with torch.no_grad():
+        rewards.safety.score.weight.fill_(math.nan)
+    with pytest.raises(NonFiniteError, match="a score that is not finite"):
+        rejection.rescore(job_of("rejection"), rewards, tokenizer, [entry(is_safety=True)])

@@ -1,0 +1,50 @@
+"""Sampling on several processes: prompts are dealt out, answers are collected once, and nothing is shared between.
+
+There is no collective inside decoding, so a process whose answers are longer, or that has no prompt at all, holds up
+nobody before the end. A process that fails says so to the others there, and they do not wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from torch import distributed
+
+from rlhf.errors import RlhfError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def dealt(
+    items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]], *, cost: Callable[[Item], float]
+) -> list[Result]:
+    """`work` on all items, each done by one process; every process gets all results, in the order of the items.
+
+    Items of like `cost` go to different processes. On one process this is `work(items)`.
+
+    Raises:
+        RlhfError: on the other processes, if `work` failed on one; there the error itself is raised.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return list(work(items))
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    order = sorted(range(len(items)), key=lambda i: cost(items[i]))
+    failure: Exception | None = None
+    own: list[Result] = []
+    try:
+        own = list(work([items[i] for i in order[rank::world]]))
+    except Exception as error:
+        failure = error
+    shares: list[tuple[list[Result], str | None]] = [([], None)] * world
+    distributed.all_gather_object(shares, (own, None if failure is None else str(failure)))
+    if failure is not None:
+        raise failure
+    for number, (_, message) in enumerate(shares):
+        if message is not None:
+            raise RlhfError(f"process {number} of {world} failed while sampling: {message}")
+    results: dict[int, Result] = {}
+    for number, (share, _) in enumerate(shares):
+        results.update(zip(order[number::world], share, strict=True))
+    return [results[i] for i in range(len(items))]
