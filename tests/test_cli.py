@@ -11,6 +11,7 @@ import pytest
 from rlhf import __version__, cli
 from rlhf.cli import BY_NAME, main
 from rlhf.commands import show
+from rlhf.config import load
 from rlhf.errors import ConfigError, DataError, DiskError, RlhfError, did_you_mean
 from rlhf.origins import known_settings
 from rlhf.schema import STAGES
@@ -187,7 +188,9 @@ def test_show_of_one_stage(capsys):
 def test_plan_and_status_of_a_run_that_never_was_create_nothing(capsys, tmp_path):
     code, out, _ = rlhf(capsys, "plan")
     assert code == 0
-    assert {line.split(maxsplit=2)[1:][0] for line in out.splitlines()} == {"run"}
+    decisions, _, costs = out.partition("\n\n")
+    assert {line.split(maxsplit=2)[1] for line in decisions.splitlines()} == {"run"}
+    assert [line.split()[0] for line in costs.splitlines()[2:-1]] == list(load("tiny").recipe.stages)
     code, out, _ = rlhf(capsys, "status")
     assert code == 0
     assert {line.split()[1] for line in out.splitlines()[1:]} == {"missing"}
@@ -196,7 +199,6 @@ def test_plan_and_status_of_a_run_that_never_was_create_nothing(capsys, tmp_path
 
 def test_status_tells_done_from_interrupted_failed_and_stale(capsys, tmp_path):
     from rlhf.checkpoint import open_artefact
-    from rlhf.config import load
     from rlhf.decision import ingredients
     from rlhf.meter import Journal
     from rlhf.steps import expand

@@ -65,6 +65,7 @@ PRETRAINING = {**OPTIMIZER, "learning_rate": 3e-4, "warmup_steps": 2000, "final_
 SIZE_70B = {"reward.learning_rate": 5e-6, "ppo.kl_coef": 0.005}
 LLAMA2 = {
     "llama2-7b": PAPER | {"model.path": "meta-llama/Llama-2-7b-hf"},
+    "llama2-13b": PAPER | {"model.path": "meta-llama/Llama-2-13b-hf"},
     "llama2-70b": PAPER | SIZE_70B | {"model.path": "meta-llama/Llama-2-70b-hf"},
 }
 # What a Llama 2 recipe may say beside that: which stages and data there are, and what only memory depends on.
@@ -76,7 +77,7 @@ def values(name: str) -> dict[str, object]:
 
 
 def test_they_are_all_here():
-    assert {"tiny", "hh", "llama2-7b", "llama2-70b"} <= set(CONFIGS)
+    assert {"tiny", "hh", "llama2-7b", "llama2-13b", "llama2-70b"} <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -24,10 +24,20 @@ COMMANDS = (
     ),
     Command(
         "plan",
-        "say what `run` would do, and why; touch nothing",
-        "A step is listed with what `run` would do if given the same arguments.",
-        ("rlhf plan", "rlhf plan ppo.kl_coef=0.005"),
+        "say what `run` would do, and why, and what it would cost; touch nothing",
+        "A step is listed with what `run` would do if given the same arguments; below, each stage with the bytes\n"
+        "on one GPU at its fullest moment, its tokens and operations; with gpu_memory=, what fits or what would help.",
+        ("rlhf plan", "rlhf plan config=llama2-7b launch=zero3 gpus=8 gpu_memory=80GB tflops=312"),
         flags=AGAIN,
+        options={
+            "launch": "ddp, fsdp, zero2 or zero3: how models are spread over GPUs",
+            "gpus": "how many                                                          [1]",
+            "gpu_memory": "of each, such as 80GB",
+            "tflops": "peak of each, for the time",
+            "mfu": "share of that peak that is reached                              [0.4]",
+            "prompt_tokens": "mean length of a prompt                                [512]",
+            "rows": "of each data set without a limit                              [30000]",
+        },
     ),
     Command(
         "show",

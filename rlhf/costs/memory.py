@@ -1,0 +1,78 @@
+"""Bytes that one rank holds. Weights, optimizer and cache are counted exactly; activations are an estimate. Torch-free.
+
+AdamW keeps two moments in the dtype of what it trains, as torch does; no engine here keeps the weights twice.
+An engine shards evenly what the Trainer trains: zero2 gradients and moments, zero3 and fsdp the weights, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+from rlhf.costs.shapes import Shape
+from rlhf.schema.model import ModelConfig
+
+WIDTH = {"float32": 4, "bfloat16": 2}
+ADAPTER = 4  # bytes: adapters and the heads beside them are float32 (rlhf/models/adapters.py)
+BLOCK, SUPER_BLOCK = 64, 256  # of nf4: weights that share a scale of one byte, and scales that share one of four
+SHARDED = {"ddp": (), "zero2": ("gradients", "optimizer"), "zero3": ("weights", "gradients", "optimizer")}
+SHARDED["fsdp"] = SHARDED["zero3"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """What one rank holds at the fullest moment of a stage."""
+
+    weights: float = 0
+    gradients: float = 0
+    optimizer: float = 0
+    activations: float = 0
+    cache: float = 0
+
+    @property
+    def total(self) -> float:
+        return float(sum(getattr(self, field.name) for field in fields(self)))
+
+    def __add__(self, other: Bytes) -> Bytes:
+        return Bytes(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def sharded(self, engine: str, ranks: int) -> Self:
+        """This rank's share of it."""
+        parts = {f.name: getattr(self, f.name) / (ranks if f.name in SHARDED[engine] else 1) for f in fields(self)}
+        return type(self)(**parts)
+
+
+def adapter(shape: Shape, model: ModelConfig, *, scored: bool) -> int:
+    """Bytes of an adapter, and of the head that is trained whole beside it."""
+    return (shape.adapter(model.lora) + (shape.hidden_size if scored else 0)) * ADAPTER
+
+
+def frozen(shape: Shape, model: ModelConfig, *, scored: bool) -> Bytes:
+    """A model that only answers. With LoRA its adapter and head stand beside the weights."""
+    count, width = (shape.scored if scored else shape.policy), WIDTH[model.dtype]
+    beside = adapter(shape, model, scored=scored) if model.lora.rank else 0
+    if model.quantisation == "none":
+        return Bytes(weights=count * width + beside)
+    scales = shape.linear / BLOCK
+    quantised = shape.linear / 2 + scales + scales / SUPER_BLOCK * 4
+    return Bytes(weights=quantised + (count - shape.linear) * width + beside)
+
+
+def trained(shape: Shape, model: ModelConfig, *, scored: bool) -> Bytes:
+    """A model that learns: its weights, a gradient of each that does, and AdamW's two moments."""
+    held = frozen(shape, model, scored=scored).weights
+    learns = adapter(shape, model, scored=scored) if model.lora.rank else held
+    return Bytes(weights=held, gradients=learns, optimizer=2 * learns)
+
+
+def activations(shape: Shape, model: ModelConfig, *, rows: int, tokens: int, predicted: int) -> float:
+    """What the backward pass needs of one micro-batch, in bytes: an estimate, by reading the model's forward.
+
+    A layer keeps about eight tensors of the model's width, four of the keys', four of the MLP's; with checkpointing it
+    keeps its input, and one layer at a time the rest. Logits of `predicted` tokens stand three times in float32.
+    """
+    width, kv = WIDTH[model.dtype], shape.kv_heads * shape.head_dim
+    layer = (8 * shape.hidden_size + 4 * kv + 4 * shape.intermediate_size) * width
+    inputs = shape.layers * shape.hidden_size * width
+    per_token = inputs + layer if model.gradient_checkpointing else shape.layers * layer
+    return rows * tokens * per_token + 3 * 4 * rows * predicted * shape.vocab_size

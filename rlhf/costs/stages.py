@@ -1,0 +1,236 @@
+"""What each stage holds and does: its models at the fullest moment, its tokens and its operations. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlhf.costs.memory import WIDTH, Bytes, activations, adapter, frozen, trained
+from rlhf.costs.shapes import Shape
+
+if TYPE_CHECKING:
+    from rlhf.schema import Recipe
+
+ROWS = 256  # that `rlhf.rollout.sample` decodes together
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What it is to run on, and what is assumed of data that nobody has read yet."""
+
+    gpus: int = 1
+    engine: str = "ddp"
+    gpu_memory: float | None = None
+    """Bytes of one GPU; None: not said."""
+    tflops: float | None = None
+    """Peak of one GPU in the dtype of the weights, in 10^12 operations a second; None: not said."""
+    mfu: float = 0.4
+    prompt_tokens: int = 512
+    """Mean length of a prompt."""
+    rows: int = 30_000
+    """Of a set without a limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One stage, once: bytes of one rank, and work of all ranks together."""
+
+    stage: str
+    bytes: Bytes
+    tokens: float
+    flops: float
+    disk: float
+
+    def seconds(self, hardware: Hardware) -> float | None:
+        """At the stated share of the GPUs' peak."""
+        return self.flops / (hardware.gpus * hardware.tflops * 1e12 * hardware.mfu) if hardware.tflops else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A recipe on hardware, with the few sums that the stages share."""
+
+    recipe: Recipe
+    shape: Shape
+    hardware: Hardware
+
+    def sharded(self, learns: Bytes) -> Bytes:
+        """The share of one rank of a model in the Trainer's hands; elsewhere every rank holds every model whole."""
+        return learns.sharded(self.hardware.engine, self.hardware.gpus)
+
+    def policy(self, *, learns: bool = False) -> Bytes:
+        return (trained if learns else frozen)(self.shape, self.recipe.model, scored=False)
+
+    def scored(self, *, learns: bool = False) -> Bytes:
+        return (trained if learns else frozen)(self.shape, self.recipe.model, scored=True)
+
+    def micro(self, config: Any, rows: int) -> int:
+        """Rows of one forward on one rank."""
+        return int(config.microbatch_size or max(1, rows // self.hardware.gpus))
+
+    def activations(self, rows: int, tokens: int, predicted: int) -> Bytes:
+        made = activations(self.shape, self.recipe.model, rows=rows, tokens=tokens, predicted=predicted)
+        return Bytes(activations=made)
+
+    def cache(self, rows: int, new: int) -> Bytes:
+        """Of the batch that is decoded at once, prompts of the assumed length."""
+        tokens, mine = self.hardware.prompt_tokens + new, min(ROWS, max(1, rows // self.hardware.gpus))
+        return Bytes(cache=self.shape.cache(mine, tokens, bytes_each=WIDTH[self.recipe.model.dtype]))
+
+    def forward(self, tokens: float, length: float) -> float:
+        """Operations of a forward pass: two a weight and token, and attention over half the row."""
+        attention = 2 * self.shape.layers * self.shape.heads * self.shape.head_dim * length
+        return tokens * (2 * (self.shape.linear + self.shape.vocab_size * self.shape.hidden_size) + attention)
+
+    def learning(self, tokens: float, length: float) -> float:
+        """Forward and backward; an adapter spares the gradients of the weights, checkpointing repeats the forward."""
+        model = self.recipe.model
+        passes = 3 - (1 if model.lora.rank else 0) + (1 if model.gradient_checkpointing else 0)
+        return passes * self.forward(tokens, length)
+
+    def rows_of(self, config: Any) -> int:
+        """Rows of a stage's data, as far as the recipe says."""
+        return sum(source.limit or self.hardware.rows for source in config.data)
+
+    def saved(self, *, scored: bool = False) -> float:
+        """Bytes of a checkpoint."""
+        model, shape = self.recipe.model, self.shape
+        if model.lora.rank:
+            return adapter(shape, model, scored=scored)
+        return (shape.scored if scored else shape.policy) * WIDTH[model.dtype]
+
+
+def _base(p: _Plan) -> Cost:
+    config, model = p.recipe.base, p.recipe.model
+    if model.path is not None:
+        return Cost("base", Bytes(), 0, 0, 0)
+    whole = model.model_copy(update={"lora": type(model.lora)(), "quantisation": "none"})
+    tokens = config.steps * config.batch_size * config.row_length
+    tokens += config.extension_steps * config.extension_batch_size * config.extension_length
+    rows = p.micro(config, config.batch_size)
+    full = _Plan(p.recipe.model_copy(update={"model": whole}), p.shape, p.hardware)
+    held = full.sharded(full.policy(learns=True)) + full.activations(rows, config.row_length, config.row_length)
+    return Cost("base", held, tokens, full.learning(tokens, config.row_length), full.saved())
+
+
+def _fine_tuned(p: _Plan, stage: str, rows: float, *, beside: Bytes | None = None) -> Cost:
+    """Fine-tuning on so many dialogues, beside what else is still there."""
+    config, longest = getattr(p.recipe, stage), p.recipe.model.max_length
+    length = config.row_length or longest
+    tokens = rows * min(longest, 2 * p.hardware.prompt_tokens) * config.epochs  # an answer as long as its prompt
+    rows = p.micro(config, config.batch_size)
+    held = p.sharded(p.policy(learns=True)) + p.activations(rows, length, length) + (beside or Bytes())
+    return Cost(stage, held, tokens, p.learning(tokens, length), p.saved())
+
+
+def _sft(p: _Plan) -> Cost:
+    return _fine_tuned(p, "sft", p.rows_of(p.recipe.sft))
+
+
+def _sampling(p: _Plan, answers: float, new: int, *, prompts: float, models: float = 1) -> tuple[float, float]:
+    """Tokens and operations of answers as long as allowed, each read by so many models; a prompt is read once."""
+    prompt = p.hardware.prompt_tokens
+    tokens = answers * new + prompts * prompt
+    read = answers * (prompt + new)
+    return tokens, p.forward(tokens, prompt + new) + (models - 1) * p.forward(read, prompt + new)
+
+
+def _preferences(p: _Plan) -> Cost:
+    config = p.recipe.preferences
+    prompts = config.helpfulness_prompts + config.safety_prompts + 2 * config.test_prompts
+    tokens, flops = _sampling(p, 2 * prompts, config.max_new_tokens, prompts=2 * prompts)
+    held = p.policy() + p.cache(prompts, config.max_new_tokens)
+    return Cost("preferences", held, tokens, flops, 0)
+
+
+def _reward(p: _Plan) -> Cost:
+    config, length = p.recipe.reward, min(p.recipe.model.max_length, 2 * p.hardware.prompt_tokens)
+    pairs = p.rows_of(config)
+    if "preferences" in p.recipe.stages:
+        pairs += p.recipe.preferences.helpfulness_prompts + p.recipe.preferences.safety_prompts
+    tokens = 2 * pairs * length * config.epochs
+    # A micro-batch is held as long as its longest pair, and a pair may fill the context.
+    rows = 2 * p.micro(config, config.batch_size)
+    held = p.sharded(p.scored(learns=True)) + p.activations(rows, p.recipe.model.max_length, 0)
+    return Cost("reward", held, tokens, p.learning(tokens, length), 2 * p.saved(scored=True))
+
+
+def _rejection(p: _Plan) -> Cost:
+    config, k = p.recipe.rejection, p.recipe.rejection.samples_per_prompt
+    tried = len(config.temperatures) * config.temperature_prompts if len(config.temperatures) > 1 else 0
+    prompts = config.prompts + tried
+    tokens, flops = _sampling(p, prompts * k, config.max_new_tokens, prompts=prompts, models=3)
+    rewards = p.scored() + p.scored()
+    tuned = _fine_tuned(p, "rejection", config.prompts * (1 + config.sft_share), beside=rewards)
+    sampling = p.policy() + rewards + p.cache(config.prompts * k, config.max_new_tokens)
+    held = max(sampling, tuned.bytes, key=lambda found: found.total)
+    return Cost("rejection", held, tokens + tuned.tokens, flops + tuned.flops, tuned.disk)
+
+
+def _distill(p: _Plan) -> Cost:
+    config = p.recipe.distill
+    replayed = config.prompts * config.replay_share / (1 - config.replay_share)
+    answers = 2 * config.prompts + replayed * config.replay_samples
+    tokens, flops = _sampling(p, answers, config.max_new_tokens, prompts=2 * config.prompts + replayed, models=3)
+    rewards = p.scored() + p.scored()
+    tuned = _fine_tuned(p, "distill", config.prompts + replayed, beside=rewards)
+    sampling = p.policy() + rewards + p.cache(config.prompts, config.max_new_tokens)
+    held = max(sampling, tuned.bytes, key=lambda found: found.total)
+    return Cost("distill", held, tokens + tuned.tokens, flops + tuned.flops, tuned.disk)
+
+
+def _gatt(p: _Plan) -> Cost:
+    config = p.recipe.gatt
+    answers = config.dialogues * config.samples_per_turn * (config.min_turns + config.max_turns) / 2
+    tokens, flops = _sampling(p, answers, config.max_new_tokens, prompts=answers, models=3)
+    rewards = p.scored() + p.scored()
+    tuned = _fine_tuned(p, "gatt", config.dialogues * config.cuts, beside=rewards)
+    sampling = p.policy() + rewards + p.cache(config.dialogues * config.samples_per_turn, config.max_new_tokens)
+    held = max(sampling, tuned.bytes, key=lambda found: found.total)
+    return Cost("gatt", held, tokens + tuned.tokens, flops + tuned.flops, tuned.disk)
+
+
+def _ppo(p: _Plan) -> Cost:
+    """Policy and critic learn; reference, two reward models and the best policy so far stand beside them."""
+    config, length = p.recipe.ppo, p.hardware.prompt_tokens + p.recipe.ppo.max_new_tokens
+    best = Bytes(weights=p.saved())  # with LoRA, the reference and the best policy are an adapter each
+    beside = (best + best) if p.recipe.model.lora.rank else (p.policy() + best)
+    models = p.policy(learns=True) + p.scored(learns=True) + beside + p.scored() + p.scored()
+    rows = p.micro(config, config.minibatch_size)
+    learning = p.activations(rows, length, config.max_new_tokens) + p.activations(rows, length, 0)
+    held = models + max(learning, p.cache(config.batch_size, config.max_new_tokens), key=lambda found: found.total)
+    answers = config.iterations * config.batch_size
+    checks = (config.iterations // config.heldout_every + 1) * config.heldout_prompts
+    tokens, flops = _sampling(p, answers + checks, config.max_new_tokens, prompts=answers + checks, models=3)
+    read = answers * length
+    flops += 3 * p.forward(read, length) + 2 * p.learning(read, length)  # old log-probs, reference, values; two updates
+    return Cost("ppo", held, tokens, flops, p.saved())
+
+
+def _evaluate(p: _Plan) -> Cost:
+    config = p.recipe.evaluate
+    policies = sum(name in p.recipe.stages for name in ("base", "sft", "distill", "gatt", "ppo"))
+    policies += p.recipe.rounds if "rejection" in p.recipe.stages else 0
+    answers = config.prompts + config.best_of_prompts * config.best_of_samples
+    tokens, flops = _sampling(p, policies * answers, config.max_new_tokens, prompts=policies * answers, models=4)
+    held = p.policy() + p.policy() + p.scored() + p.scored() + p.cache(answers, config.max_new_tokens)
+    return Cost("evaluate", held, tokens, flops, 0)
+
+
+STAGES: dict[str, Callable[[_Plan], Cost]] = {
+    "base": _base,
+    "sft": _sft,
+    "preferences": _preferences,
+    "reward": _reward,
+    "rejection": _rejection,
+    "distill": _distill,
+    "gatt": _gatt,
+    "ppo": _ppo,
+    "evaluate": _evaluate,
+}
+
+
+def cost_of(stage: str, recipe: Recipe, shape: Shape, hardware: Hardware) -> Cost:
+    """What one stage of a recipe costs, once."""
+    return STAGES[stage](_Plan(recipe, shape, hardware))

@@ -1,0 +1,118 @@
+"""`rlhf plan`: figures worked by hand, what fits, and that the advice given would help."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from rlhf.cli import main
+from rlhf.config import load
+from rlhf.costs.advice import nearest
+from rlhf.costs.memory import Bytes
+from rlhf.costs.shapes import shape_of
+from rlhf.costs.stages import STAGES, Hardware, cost_of
+from rlhf.errors import ConfigError
+from rlhf.schema import STAGES as KNOWN
+
+N = 6_738_415_616  # parameters of Llama 2 7B
+R = N - 32000 * 4096 + 4096  # with a scalar head
+
+
+def cost(stage, name="llama2-7b", **hardware):
+    recipe = load(name).recipe
+    return cost_of(stage, recipe, shape_of(recipe.model), Hardware(**hardware))
+
+
+def test_every_stage_has_its_costs():
+    assert set(STAGES) == set(KNOWN)
+
+
+def test_sft_of_7b_in_float32():
+    found = cost("sft").bytes
+    assert (found.weights, found.gradients, found.optimizer) == (4 * N, 4 * N, 8 * N)
+
+
+def test_zero2_shards_gradients_and_moments_and_zero3_the_weights():
+    assert cost("sft", gpus=8, engine="ddp").bytes.weights == 4 * N
+    two, three = (cost("sft", gpus=8, engine=engine).bytes for engine in ("zero2", "zero3"))
+    assert (two.weights, two.gradients, two.optimizer) == (4 * N, N / 2, N)
+    assert (three.weights, three.gradients, three.optimizer) == (N / 2, N / 2, N)
+    assert cost("sft", gpus=8, engine="fsdp").bytes == three
+
+
+def test_ppo_holds_five_models_and_the_best_so_far():
+    found = cost("ppo").bytes
+    assert found.weights == 4 * (3 * N + 3 * R)  # policy, reference, best policy; critic, two reward models
+    assert found.optimizer == 8 * (N + R)
+
+
+def test_operations_of_sft():
+    """30,000 rows of 1,024 tokens, twice; with checkpointing 8 operations a weight and token, and attention."""
+    found = cost("sft")
+    assert found.tokens == 30_000 * 1024 * 2
+    weights = N - 32000 * 4096 - (2 * 32 + 1) * 4096  # neither embeddings nor norms multiply
+    attention = 4 * 2 * 32 * 4096 * 4096
+    assert found.flops == found.tokens * (8 * weights + attention)
+    assert cost("sft", gpus=8, tflops=312.0, mfu=0.5).seconds(Hardware(gpus=8, tflops=312.0, mfu=0.5)) == (
+        pytest.approx(found.flops / (8 * 312e12 * 0.5))
+    )
+
+
+def test_shares_add_up():
+    whole = Bytes(weights=8, gradients=8, optimizer=16, activations=3, cache=5)
+    assert whole.sharded("zero3", 4) == Bytes(2, 2, 4, 3, 5)
+    assert whole.sharded("ddp", 4) == whole
+    assert whole.total == 40
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+@pytest.mark.parametrize("name", ["llama2-7b", "llama2-13b"])
+def test_the_advice_helps(stage, name, capsys):
+    recipe = load(name).recipe
+    hardware = Hardware(gpus=8, gpu_memory=80e9)
+    found = nearest(stage, recipe, shape_of(recipe.model), hardware)
+    assert found is not None
+    words, then = found
+    assert then.bytes.total <= 80e9
+    capsys.readouterr()
+    typed = [word for word in words if not word.startswith("gpus=")] + ["gpu_memory=80GB", f"stage={stage}"]
+    gpus = next((word for word in words if word.startswith("gpus=")), "gpus=8")
+    assert main(["plan", f"config={name}", *typed, gpus]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if re.match(rf"{stage} fits: ", line)]
+
+
+def test_a_stage_that_fits_and_one_that_does_not(capsys):
+    assert main(["plan", "config=llama2-7b", "gpus=8", "launch=zero3", "gpu_memory=80GB", "stage=sft,ppo"]) == 0
+    out = capsys.readouterr().out
+    assert "\nsft fits: 18.7 GB of 80.0 GB\n" in out
+    assert "ppo does not fit" in out
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("gpus=0", "gpus must be a whole number above 0 (got 0)"),
+        ("gpus=1.5", "gpus must be a whole number above 0 (got 1.5)"),
+        ("mfu=fast", "mfu must be a number above 0 (got fast)"),
+        ("gpu_memory=80QB", "gpu_memory must be a size such as 80GB (got 80QB)"),
+        ("launch=zero4", "unknown launch zero4"),
+    ],
+)
+def test_options_that_make_no_sense(word, message, capsys):
+    assert main(["plan", word]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_whose_shape_is_not_known():
+    with pytest.raises(ConfigError, match="is not known before it is downloaded"):
+        shape_of(load("tiny", ["model.path=someone/something"]).recipe.model)
+
+
+def test_it_loads_no_torch():
+    script = (
+        "import sys; from rlhf.cli import main; main(['plan', 'config=llama2-70b', 'gpus=8', 'gpu_memory=80GB']);"
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, capture_output=True)
