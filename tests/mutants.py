@@ -172,6 +172,9 @@ MUTANTS = [
     ("best_of.py", "math.comb(i, r) * ", ""),
     ("best_of.py", "scores.double().sort(dim=-1).values", "scores.double()"),
     ("best_of.py", "scores.double().sort(dim=-1).values", "scores.double().sort(dim=-1, descending=True).values"),
+    ("best_of.py", "values.flip(-1).gather", "values.gather"),
+    ("best_of.py", "scores.flip(-1).sort(dim=-1, stable=True)", "scores.sort(dim=-1, stable=True)"),
+    ("best_of.py", "scores.flip(-1).sort(dim=-1, stable=True)", "scores.flip(-1).sort(dim=-1, descending=True)"),
     ("best_of.py", "if not 1 <= k <= n:", "if not 0 <= k <= n:"),
     ("best_of.py", "if not bool(scores.isfinite().all()):", "if bool(scores.isnan().any()):"),
 ]  # fmt: skip

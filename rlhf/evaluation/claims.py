@@ -22,6 +22,7 @@ def examine(results: Mapping[str, Any]) -> dict[str, Claim]:
         "B4": own_domain_wins(results),
         "B13": maximum_grows_median_does_not(results),
         "B14": rejection_raises_gold(results),
+        "B15": best_temperature_moves(results),
         "B16": left_tail_goes(results),
         "B19": ppo_adds_to_rejection(results),
         "B28": ghost_attention_lasts(results),
@@ -30,6 +31,13 @@ def examine(results: Mapping[str, Any]) -> dict[str, Claim]:
             "needs about 15,000 test pairs an arm, or many seeds with and without",
         ),
         "B7": untestable("accuracy rises with data and model size", "needs runs of several sizes"),
+        "B17": untestable(
+            "a pool of the last round only loses a rare skill that the pool of all rounds keeps",
+            "needs two runs a seed: rejection.pool; then benchmarks/claim_pools.py",
+        ),
+        "B18": untestable(
+            "a small model gains from a large one's samples", "needs two runs of a small model: rejection.pool_from"
+        ),
         "B21": untestable("a smaller kl_coef ends at higher KL and reward", "needs two runs: ppo.kl_coef"),
     }
     return {key: claim for key, claim in sorted(found.items(), key=_number) if claim is not None}
@@ -75,6 +83,32 @@ def maximum_grows_median_does_not(results: Mapping[str, Any]) -> Claim | None:
     figure = f"N=1 to {sizes[-1]}: max {top[0]:.2f} to {top[-1]:.2f}, median {middle[0]:.2f} to {middle[-1]:.2f}"
     evidence = "SFT policy, held-out prompts, T=1; near-tautological: a check of the harness"
     return _claim(grows, "the maximum of N grows, the median stays", figure, evidence)
+
+
+def best_temperature_moves(results: Mapping[str, Any]) -> Claim | None:
+    """B15: more samples want a higher temperature, and so does a policy after RLHF (Fig 8).
+
+    The best of many samples differs little between temperatures, so that after RLHF the highest temperature within 0.02
+    of the best is looked at.
+    """
+    curves = results.get("temperature", {})
+    if len(curves) < 2:
+        return None
+    (first, before), *_, (last, after) = curves.items()
+    sizes = sorted(next(iter(after.values())), key=int)
+    few, many = sizes[0], sizes[-1]
+    cool, hot = (max(after, key=lambda t: after[t][n]) for n in (few, many))
+    borne = [
+        max((t for t in curve if curve[t][many] >= max(row[many] for row in curve.values()) - 0.02), key=float)
+        for curve in (before, after)
+    ]
+    figure = (
+        f"{last}: best at N={few} T={cool}, at N={many} T={hot}; "
+        f"highest within 0.02 of the best: {first} T={borne[0]}, {last} T={borne[1]}"
+    )
+    held = float(cool) < float(hot) and float(borne[0]) < float(borne[1])
+    evidence = f"max of N at {len(after)} temperatures, point estimates"
+    return _claim(held, "more samples, and RLHF, want a higher temperature", figure, evidence)
 
 
 def rejection_raises_gold(results: Mapping[str, Any]) -> Claim | None:

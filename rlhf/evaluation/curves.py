@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rlhf.functional.best_of import best_of, expected_max, expected_median
+from rlhf.functional.best_of import expected_at_max, expected_max, expected_median
 
 
 def expected_max_curve(scores: Tensor, sizes: Sequence[int]) -> dict[int, float]:
@@ -20,16 +20,11 @@ def expected_median_curve(scores: Tensor, sizes: Sequence[int]) -> dict[int, flo
 
 
 def gold_of_best(scores: Tensor, gold: Tensor, sizes: Sequence[int]) -> dict[int, float]:
-    """What the gold judge says of the best of N by score, over disjoint groups of N samples: [P, K] -> {N: mean}.
+    """For each N what the gold judge says of the best of N by score, on average over prompts: [P, K] -> {N: mean}.
 
     It falls where the score is being gamed: best-of-N over-optimises as training does.
     """
-    found = {}
-    for n in sizes:
-        groups = scores.shape[1] // n
-        s, g = (x[:, : groups * n].reshape(-1, n) for x in (scores, gold))
-        found[n] = g.gather(1, best_of(s)[:, None]).mean().item()
-    return found
+    return {n: expected_at_max(scores, gold, k=n).mean().item() for n in sizes}
 
 
 def sizes_up_to(samples: int) -> list[int]:

@@ -11,7 +11,7 @@
 * ppo          the clipped losses of policy and critic                            (3.2.3)
 """
 
-from rlhf.functional.best_of import best_of, expected_max, expected_median
+from rlhf.functional.best_of import best_of, expected_at_max, expected_max, expected_median
 from rlhf.functional.gae import gae
 from rlhf.functional.kl import exact_kl, kl_estimate, last_token, token_rewards
 from rlhf.functional.logprobs import chosen_logprobs, chosen_logprobs_from_hidden, entropy
@@ -30,6 +30,7 @@ __all__ = [
     "chosen_logprobs_from_hidden",
     "entropy",
     "exact_kl",
+    "expected_at_max",
     "expected_max",
     "expected_median",
     "explained_variance",

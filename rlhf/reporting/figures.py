@@ -108,9 +108,23 @@ def best_of_charts(report: Mapping[str, Any]) -> list[Chart]:
             for policy, by_n in report.get("best_of", {}).items()
         )
         if series:
+            if what == "gold_of_max":
+                caption += " " + " ".join(over_optimised(line) for line in series)
             svg = lines(f"bestof-{what}", series, x="N", y=y, powers_of_two=True)
             charts.append(Chart(title, svg, caption, alt_of(series)))
     return charts
+
+
+def over_optimised(gold: Series) -> str:
+    """In words: up to which N choosing by reward raises gold, beyond which the reward model is over-optimised."""
+    best = max(range(len(gold.y)), key=lambda i: gold.y[i])
+    if best == len(gold.y) - 1:
+        return f"{_title(gold.name)}: gold is highest at the largest N, {gold.x[best]:g}."
+    fall = gold.y[best] - gold.y[-1]
+    return (
+        f"{_title(gold.name)}: gold is highest at N = {gold.x[best]:g}; beyond it the reward is over-optimised,"
+        f" by {short(fall)} at N = {gold.x[-1]:g}."
+    )
 
 
 def temperature_charts(report: Mapping[str, Any]) -> list[Chart]:

@@ -51,6 +51,7 @@ POLICY_COLUMNS = (
     Column("false_refusal.ordinary", "refuses plain", percent),
     Column("instruction_followed", "follows instr.", percent),
     Column("reward_combined", "RM reward", two_places),
+    Column("reward_p10", "RM worst tenth", two_places),
     Column("kl_to_reference", "KL nats", two_places),
     Column("eos_rate", "ends", percent),
 )

@@ -40,9 +40,13 @@ RESULTS = {
             "16": {"max": 2.0, "median": -0.2},
         }
     },
+    "temperature": {  # within .02 of the best of 16: up to 1.0 before RLHF, up to 1.4 after it
+        "sft": {"0.6": {"1": 0.5, "16": 1.0}, "1": {"1": 0.4, "16": 1.01}, "1.4": {"1": 0.0, "16": 0.5}},
+        "ppo": {"0.6": {"1": 0.6, "16": 1.2}, "1": {"1": 0.5, "16": 1.5}, "1.4": {"1": 0.4, "16": 1.49}},
+    },
     "multi_turn": {"n": 48, "before": {"2": 0.9, "20": 0.1}, "after": {"2": 1.0, "20": 0.98}},
 }
-TESTABLE = ("B1", "B4", "B13", "B14", "B16", "B19", "B28")
+TESTABLE = ("B1", "B4", "B13", "B14", "B15", "B16", "B19", "B28")
 
 
 def changed(path, value):
@@ -63,7 +67,7 @@ def changed(path, value):
 
 def test_all_that_can_hold_holds_and_the_rest_says_what_it_would_take():
     found = examine(RESULTS)
-    assert list(found) == ["B1", "B2", "B4", "B7", "B13", "B14", "B16", "B19", "B21", "B28"]
+    assert list(found) == ["B1", "B2", "B4", "B7", "B13", "B14", "B15", "B16", "B17", "B18", "B19", "B21", "B28"]
     for key, claim in found.items():
         assert claim["holds"] is True if key in TESTABLE else claim["holds"] == "untestable", key
         assert claim.keys() == {"holds", "claim", "figure", "evidence"}
@@ -79,6 +83,7 @@ HELD = [
     ("B4", "reward_models/safety/helpfulness", measured({"all": 0.699})),
     ("B13", "best_of/sft/16", {"max": 2.0, "median": 0.99}),  # a drift of less than half the rise
     ("B14", "policies/rejection-2", policy(0.6, -1.0, sft=(0.0001, 0.2))),
+    ("B15", "temperature/ppo/1.4/16", 1.481),
     ("B16", "policies/rejection-2/reward_p10", -1.999),
     ("B19", "policies/ppo", policy(0.7, -0.5, gatt=(0.0001, 0.4))),
     ("B28", "multi_turn/before/2", 0.8),
@@ -97,6 +102,8 @@ FAILED = [
     ("B13", "best_of/sft/16", {"max": 2.0, "median": -1.0}),
     ("B14", "policies/rejection-2", policy(0.6, -1.0, sft=(0.0, 0.2))),  # the interval touches no gain
     ("B14", "policies/rejection-2", policy(0.4, -1.0, sft=(-0.15, -0.05))),
+    ("B15", "temperature/ppo/1.4/16", 1.479),  # RLHF bears no more than SFT did
+    ("B15", "temperature/ppo/1/1", 0.7),  # one sample wants what sixteen want
     ("B16", "policies/rejection-2/reward_p10", -2.0),
     ("B19", "policies/ppo", policy(0.7, -0.5, sft=(0.1, 0.3), gatt=(-0.01, 0.4))),  # over SFT alone is not enough
     ("B19", "policies/ppo", policy(0.4, -0.5, gatt=(-0.2, -0.1))),
@@ -113,6 +120,8 @@ ABSENT = [
     ("B14", "policies/sft", None),
     ("B14", "policies/rejection-2", {"reward_p10": 0.0, "n": 3}),  # no gold judge
     ("B14", "policies/rejection-2/gold_gain/sft", None),
+    ("B15", "temperature", {}),
+    ("B15", "temperature/sft", None),
     ("B16", "policies/sft", None),
     ("B19", "policies/ppo", None),
     ("B19", "policies/ppo", policy(0.7, -0.5)),
@@ -162,7 +171,7 @@ def test_ppo_is_held_against_the_policy_it_started_from():
 
 
 def test_nothing_measured_nothing_claimed():
-    assert list(examine({})) == ["B2", "B7", "B21"]
+    assert list(examine({})) == ["B2", "B7", "B17", "B18", "B21"]
 
 
 def test_figures_by_hand():

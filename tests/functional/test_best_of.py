@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.functional.best_of import best_of, expected_max, expected_median
+from rlhf.functional.best_of import best_of, expected_at_max, expected_max, expected_median
 
 
 def test_the_highest_score_of_each_row_wins_and_the_first_of_equals():
@@ -66,3 +66,22 @@ def test_impossible_requests_are_refused(expected):
     for bad in (torch.nan, -torch.inf):
         with pytest.raises(ValueError, match="finite"):
             expected(torch.tensor([0.0, bad]), k=1)
+
+
+def test_the_worth_of_the_best_by_hand():
+    # Scores 1, 4, 2: of {1, 4}, {1, 2}, {4, 2} the bests are 4, 2 and 4, worth 20, 30 and 20.
+    scores, values = torch.tensor([1.0, 4.0, 2.0]), torch.tensor([10.0, 20.0, 30.0])
+    torch.testing.assert_close(expected_at_max(scores, values, k=2), torch.tensor(70 / 3))
+    torch.testing.assert_close(expected_at_max(scores, values, k=1), torch.tensor(20.0))
+    torch.testing.assert_close(expected_at_max(scores, values, k=3), torch.tensor(20.0))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_the_worth_of_the_best_over_every_subset_with_equal_scores(k):
+    scores = torch.tensor([[3.0, 1.0, 3.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    values = torch.arange(10, dtype=torch.float64).view(2, 5) ** 2
+    for row, worth in zip(scores.tolist(), values.tolist(), strict=True):
+        # max() takes the first of equals, as best_of does
+        bests = [worth[max(some, key=lambda i, row=row: row[i])] for some in combinations(range(5), k)]
+        found = expected_at_max(torch.tensor(row, dtype=torch.float64), torch.tensor(worth, dtype=torch.float64), k=k)
+        torch.testing.assert_close(found.item(), float(np.mean(bests)))

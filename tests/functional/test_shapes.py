@@ -37,6 +37,7 @@ CALLS = {
     "last_token": ([MASK], {}),
     "entropy": ([LOGITS], {}),
     "best_of": ([torch.zeros(B, K)], {}),
+    "expected_at_max": ([torch.zeros(B, K), torch.zeros(B, K)], {"k": 2}),
     "expected_max": ([torch.zeros(B, K)], {"k": 2}),
     "expected_median": ([torch.zeros(B, K)], {"k": 2}),
 }
