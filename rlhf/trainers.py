@@ -26,7 +26,8 @@ from rlhf.data.collate import PackedRow, pad_packed
 from rlhf.errors import ConfigError, NonFiniteError
 from rlhf.functional.margin import ranking_loss
 from rlhf.functional.safety_loss import safety_loss
-from rlhf.models.score import pad_right, read_score, token_values
+from rlhf.models import pair_batches
+from rlhf.models.pair_batches import LAYOUTS, Batching, Layout
 from rlhf.schema import AdamW
 from rlhf.track import Tracker
 
@@ -112,35 +113,37 @@ def fit_reward(
     seed: int,
     track: Tracker,
     what: str,
-) -> None:
+) -> Batching:
     """Rank the chosen completion above the rejected by at least the margin (3.2.2, eq. 2).
 
         L = -log sigmoid(r_c - r_r - m) + safety_loss_coef * L_safety + center_coef * (r_c + r_r)^2
 
-    L_safety is the auxiliary loss of Table 29 (see functional/safety_loss.py), and counts labelled pairs only.
+    L_safety is the auxiliary loss of Table 29 (see functional/safety_loss.py), and counts labelled pairs only. Returned
+    is how the pairs were laid out, and how much of that was padding.
     """
 
+    batching = batching_of(model, pairs, schedule, optimizer, seed=seed)
+    layout = batching.layout
+
     def collate(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        rows = [row["chosen_ids"] for row in batch] + [row["rejected_ids"] for row in batch]
-        ids, mask = pad_right(rows, pad_token_id=tokenizer.pad_token_id, device="cpu")
+        sides = [(row["chosen_ids"], row["rejected_ids"]) for row in batch]
         numbers = {key: torch.tensor([row[key] for row in batch]) for key in ("margin", "chosen_safe", "rejected_safe")}
-        return {"input_ids": ids, "attention_mask": mask, **numbers}
+        return pair_batches.collate(sides, layout, pad_token_id=tokenizer.pad_token_id) | numbers
 
     class Fit(RewardTrainer):
         """TRL's trainer with our loss: its own has no safety term, and reads the score at a place of its own."""
 
         def _get_train_sampler(self, train_dataset: Any = None) -> SimilarLengths:
-            lengths = [max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
-            return SimilarLengths(lengths, batch_size=schedule.batch_size, seed=seed)
+            return similar_lengths(pairs, layout, schedule, seed=seed)
 
         def training_step(self, model: Any, inputs: Mapping[str, Tensor], *more: Any) -> Any:
-            track.tokens += int(inputs["attention_mask"].sum())
+            track.tokens += pair_batches.tokens_of(inputs)
             return super().training_step(model, inputs, *more)
 
         def compute_loss(
             self, model: Any, inputs: Mapping[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            chosen, rejected = model_scores(model, inputs).chunk(2)
+            chosen, rejected = pair_batches.pair_scores(model, inputs)
             loss, parts = reward_loss(
                 chosen, rejected, inputs, safety_loss_coef=safety_loss_coef, center_coef=center_coef
             )
@@ -169,11 +172,26 @@ def fit_reward(
             callbacks=[Report(track, what, schedule, len(pairs), 0)],
         )
         _train(trainer)
+    return batching
 
 
-def model_scores(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Scores [2B] of a collated batch: B chosen rows, then their B rejected ones."""
-    return read_score(token_values(model, inputs["input_ids"], inputs["attention_mask"]), inputs["attention_mask"])
+def similar_lengths(pairs: Sequence[Pair], layout: Layout, schedule: Schedule, *, seed: int) -> SimilarLengths:
+    """The order in which an epoch goes through the pairs."""
+    lengths = [pair_batches.length_of(pair.chosen_ids, pair.rejected_ids, layout) for pair in pairs]
+    return SimilarLengths(lengths, batch_size=schedule.batch_size, seed=seed)
+
+
+def batching_of(
+    model: PreTrainedModel, pairs: Sequence[Pair], schedule: Schedule, optimizer: AdamW, *, seed: int
+) -> Batching:
+    """The cheaper of the two layouts, by the very batches of the first epoch."""
+    micro = optimizer.microbatch_size or schedule.batch_size
+    batches: dict[Layout, list[list[tuple[list[int], list[int]]]]] = {}
+    for layout in LAYOUTS:
+        order = list(similar_lengths(pairs, layout, schedule, seed=seed))
+        sides = [(pairs[i].chosen_ids, pairs[i].rejected_ids) for i in order]
+        batches[layout] = [sides[i : i + micro] for i in range(0, len(sides), micro)]
+    return pair_batches.cheapest(model, batches)
 
 
 def reward_loss(

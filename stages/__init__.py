@@ -49,7 +49,7 @@ PIPELINE = (
     Stage(
         "evaluate",
         "every policy on held-out prompts (3.4, 4)",
-        reads=("policies", "reward", "preferences*"),
+        reads=("policies", "reward*", "preferences*"),
         data="prompts",
     ),
 )

@@ -12,6 +12,7 @@ from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
 from rlhf.evaluation.intervals import of_mean
 from rlhf.finetune import fine_tune
 from rlhf.generation.protocol import Sampling
+from rlhf.models.gate import check_gate
 from rlhf.models.load import load_policy, load_tokenizer, save
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
@@ -22,6 +23,7 @@ from rlhf.rollout import Sample, sample
 def run(job: Job) -> None:
     """Leave `dialogues.jsonl`, what was trained on, `results.json` and `checkpoint/`."""
     config = job.config
+    check_gate(job.one("reward"), config, stage="distill", say=job.track.say)
     start = job.one("policy") / "checkpoint"
     tokenizer = load_tokenizer(start)
     policy = load_policy(start, job.recipe.model)

@@ -1,5 +1,6 @@
 """Every policy on held-out prompts, and the reward models on held-out pairs (3.4, 4)."""
 
+import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,17 +10,16 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data import feed
-from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.data.types import Preference, Prompt
-from rlhf.evaluation import claims, curves, pairs
+from rlhf.evaluation import claims, curves
 from rlhf.evaluation.diversity import self_bleu
 from rlhf.evaluation.gold import gold_report, verdicts
 from rlhf.evaluation.intervals import of_mean
 from rlhf.evaluation.multi_turn import follow_rates
+from rlhf.evaluation.reward_report import DOMAINS, rating_mix, score_pairs, staleness
 from rlhf.generation.protocol import Sampling
-from rlhf.models.load import freeze, load_policy, load_tokenizer
+from rlhf.models.load import freeze, load_policy, load_reward_model, load_tokenizer
 from rlhf.models.reward_models import RewardModels
-from rlhf.models.score import score
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample, mean_kl, sample
 
@@ -43,48 +43,45 @@ def run(job: Job) -> None:
     """Leave `results.json`, the report's numbers; what cannot be measured in this recipe is absent."""
     policies = {path.name: path for path in job.every("policies")}
     reward_artefacts = job.every("reward")
+    measured = stored_results(reward_artefacts[-1]) if reward_artefacts else {}
     tokenizer = load_tokenizer(list(policies.values())[-1] / "checkpoint")
     load = partial(RewardModels.load, config=job.recipe.model, reads=tokenizer)
-    e = Evaluation(job, policies, load(reward_artefacts[-1]) if reward_artefacts else None, tokenizer)
+    rewards = load(reward_artefacts[-1]) if reward_artefacts else None
+    e = Evaluation(job, policies, rewards, tokenizer)
 
-    results: dict[str, Any] = {"reward_models": reward_models(e, reward_artefacts), "policies": {}}
+    results: dict[str, Any] = {"reward_models": across_rounds(e, reward_artefacts), "policies": {}}
     if rewards is not None and job.config.data:
         results["policies"], replies = measure_policies(e)
         results |= best_of_curves(e) | {"samples": side_by_side(replies, job.config.samples)}
         results["multi_turn"] = multi_turn(e)
-    results["claims"] = claims.examine(results)
+    models = {name: entry | results["reward_models"].get(name, {}) for name, entry in measured.items()}
+    results["claims"] = claims.examine(results | {"reward_models": models})
     job.write_results(results)
 
 
-def reward_models(e: Evaluation, artefacts: tuple[Path, ...]) -> dict[str, Any]:
-    """Both models on the held-out pairs of both domains: accuracy by rating, the gate, calibration."""
-    found: dict[str, Any] = {}
-    if e.rewards is None:
-        return found
-    for name, model in (("helpfulness", e.rewards.helpfulness), ("safety", e.rewards.safety)):
-        found[name] = {}
-        for domain in ("helpfulness", "safety"):
-            rows = feed.stored(artefacts[-1] / f"{domain}.test.jsonl", Preference)
-            if not rows:
-                continue
-            chosen, rejected = (score_pairs(e, model, rows, side) for side in ("chosen", "rejected"))
-            report = pairs.accuracy_by_rating(rows, chosen, rejected)
-            if domain == "safety" and name == "safety":
-                threshold = e.job.config.safety_threshold
-                found[name] |= pairs.safety_gate(rows, chosen, rejected, threshold=threshold)
-            if domain == name:
-                found[name]["calibration"] = pairs.calibration(rows, chosen, rejected, bins=6)
-            by_source = pairs.accuracy_by_source(rows, chosen, rejected)
-            found[name][domain] = report | ({"by_source": by_source} if len(by_source) > 1 else {})
-            accuracy = report["accuracy"]["all"]
-            e.job.track.say(f"{name} model on {domain} pairs: {accuracy:.1%} of {len(rows):,}")
+def stored_results(artefact: Path) -> dict[str, Any]:
+    """What the reward stage measured of its models."""
+    found: dict[str, Any] = json.loads((artefact / "results.json").read_text(encoding="utf-8"))
+    return found["reward_models"]
+
+
+def across_rounds(e: Evaluation, artefacts: tuple[Path, ...]) -> dict[str, Any]:
+    """What only several rounds show: how ratings drift (Fig 25), and how fast a reward model grows stale (3.2.1)."""
+    rounds, found = e.job.every("preferences"), {}
+    for domain in DOMAINS if e.rewards is not None and rounds else ():
+        tests = [feed.stored(path / f"{domain}.test.jsonl", Preference) for path in rounds]
+        mix = {path.name: rating_mix(rows) for path, rows in zip(rounds, tests, strict=True)}
+        found[domain] = {"rating_mix": {name: shares for name, shares in mix.items() if shares}}
+        if len(artefacts) < 2 or len(rounds) < 2:
+            continue
+        models = {
+            path.name: freeze(load_reward_model(path / "checkpoint" / domain, e.job.recipe.model)) for path in artefacts
+        }
+        scored = {name: score_pairs(model, e.tokenizer, tests[-1]) for name, model in models.items()}
+        before = list(models.values())[-2]
+        own = (score_pairs(before, e.tokenizer, tests[-2]), tests[-2])
+        found[domain]["staleness"] = staleness(scored, tests[-1], own=own)
     return found
-
-
-def score_pairs(e: Evaluation, model, rows: list[Preference], side: str) -> torch.Tensor:
-    """Scores of one side of the pairs, read exactly as in training."""
-    ids = [encode_prompt(e.tokenizer, row.prompt) + encode_completion(e.tokenizer, getattr(row, side)) for row in rows]
-    return score(model, ids, pad_token_id=e.rewards.pad_token_id)
 
 
 def heldout_prompts(e: Evaluation, count: int, label: str, kinds=QUARTERS) -> list[Prompt]:

@@ -14,6 +14,7 @@ from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
 from rlhf.finetune import fine_tune
 from rlhf.generation.protocol import Sampling
 from rlhf.microworld import dialogues as worldly
+from rlhf.models.gate import check_gate
 from rlhf.models.load import load_policy, load_tokenizer, save
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
@@ -24,6 +25,7 @@ from rlhf.rollout import Sample
 def run(job: Job) -> None:
     """Leave `dialogues.jsonl`, what was trained on, and `checkpoint/`."""
     config = job.config
+    check_gate(job.one("reward"), config, stage="gatt", say=job.track.say)
     start = job.one("policy") / "checkpoint"
     tokenizer = load_tokenizer(start)
     policy = load_policy(start, job.recipe.model)

@@ -19,6 +19,7 @@ from rlhf.functional.ppo import explained_variance, policy_loss, value_loss
 from rlhf.functional.whiten import moments, whiten
 from rlhf.generation.protocol import Sampling
 from rlhf.models.adapters import StartOf, learnt, trained
+from rlhf.models.gate import check_gate
 from rlhf.models.load import freeze, load_policy, load_reward_model, load_tokenizer, save, without_dropout
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
@@ -48,6 +49,7 @@ class Models:
 def run(job: Job) -> None:
     """Climb the combined reward; keep the policy that was best on held-out prompts."""
     config, track = job.config, job.track
+    check_gate(job.one("reward"), config, stage="ppo", say=track.say)
     models = load_models(job)
     optimizers = make_optimizers(models, config)
     keeper = Keeper(job, models)

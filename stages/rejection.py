@@ -15,6 +15,7 @@ from rlhf.data.types import Dialogue, Prompt, Turn
 from rlhf.errors import MissingError, NonFiniteError, RlhfError
 from rlhf.finetune import fine_tune
 from rlhf.generation.protocol import Sampling
+from rlhf.models.gate import check_gate
 from rlhf.models.load import load_policy, load_tokenizer, save
 from rlhf.models.reward_models import RewardModels, Scores
 from rlhf.pipeline import Job
@@ -24,6 +25,7 @@ from rlhf.rollout import Sample, sample_together, sampler
 def run(job: Job) -> None:
     """Leave `pool.jsonl`, this round's samples with their scores, and `checkpoint/`."""
     config = job.config
+    check_gate(job.one("reward"), config, stage="rejection", say=job.track.say)
     tokenizer = load_tokenizer(job.one("policy") / "checkpoint")
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
     if config.pool_from is None:

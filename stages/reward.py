@@ -1,21 +1,24 @@
 """Reward models: a helpfulness model and a safety model on graded pairs, with a margin by rating (3.2.2)."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from rlhf.data import feed, mixing
 from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.data.types import Preference, write_jsonl
 from rlhf.errors import DataError
+from rlhf.evaluation.reward_report import DOMAINS, examine
 from rlhf.functional.margin import margin_of
 from rlhf.models.load import load_tokenizer, reward_model_from_policy, save
+from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
 from rlhf.trainers import Pair, Schedule, fit_reward, steps_of, warmup_steps
 
-DOMAINS = ("helpfulness", "safety")
-
 
 def run(job: Job) -> None:
-    """Leave `checkpoint/helpfulness`, `checkpoint/safety` and the held-out pairs, `<domain>.test.jsonl`."""
+    """Leave `checkpoint/helpfulness`, `checkpoint/safety`, the held-out pairs `<domain>.test.jsonl`, and what both
+    models come to on them: `results.json`, which rejection sampling, Ghost Attention and PPO ask before they start."""
     config = job.config
     train, test = gather(job)
     mixed = {
@@ -28,6 +31,7 @@ def run(job: Job) -> None:
     tokenizer = load_tokenizer(start)
     # All pairs are read before any model is loaded: a bad row should not cost the training of the first model.
     encoded = {domain: encode(job, tokenizer, mixed[domain].rows) for domain in DOMAINS}
+    batches: dict[str, dict[str, Any]] = {}
     for domain, pairs in encoded.items():
         write_jsonl(job.out / f"{domain}.test.jsonl", test[domain])
         job.track.say(f"{domain} model: {mixed[domain].counts}")
@@ -40,7 +44,7 @@ def run(job: Job) -> None:
             warmup_steps=warmup_steps(total, ratio=config.warmup_ratio, least=config.warmup_min_steps),
             epochs=config.epochs,
         )
-        fit_reward(
+        batching = fit_reward(
             model,
             tokenizer,
             pairs,
@@ -53,6 +57,25 @@ def run(job: Job) -> None:
             what=domain,
         )
         save(model, tokenizer, job.out / "checkpoint" / domain)
+        batches[domain] = asdict(batching)
+        waste, work = f"{batching.padding:.1%} of the tokens were padding", f"{batching.work:.2f} of the work of two"
+        job.track.say(f"{domain} model: {batching.layout} a pair ({work}); {waste}")
+    found = report(job, {domain: mixed[domain].rows for domain in DOMAINS}, test)
+    job.write_results({"reward_models": {name: found[name] | {"batches": batches[name]} for name in DOMAINS}})
+
+
+def report(job: Job, trained_on: dict[str, list[Preference]], test: dict[str, list[Preference]]) -> Any:
+    """Measure the models as they were saved."""
+    tokenizer = load_tokenizer(job.out / "checkpoint" / "helpfulness")
+    models = RewardModels.load(job.out, job.recipe.model, reads=tokenizer)
+    found = examine(models, tokenizer, trained_on=trained_on, test=test, threshold=job.config.safety_threshold)
+    for name, entry in found.items():
+        for domain in (domain for domain in DOMAINS if domain in entry):
+            words = entry[domain].get("baselines", {}).get("bag_of_words")
+            beside = f"; a bag of words: {words['accuracy']:.1%}" if words else ""
+            accuracy, n = entry[domain]["accuracy"]["all"], entry[domain]["pairs"]["all"]
+            job.track.say(f"{name} model on {domain} pairs: {accuracy:.1%} of {n:,}{beside}")
+    return found
 
 
 def gather(job: Job) -> tuple[dict[str, list[Preference]], dict[str, list[Preference]]]:
@@ -81,6 +104,7 @@ def gather(job: Job) -> tuple[dict[str, list[Preference]], dict[str, list[Prefer
 def encode(job: Job, tokenizer, rows: Sequence[Preference]) -> list[Pair]:
     """Pairs as ids with their margins; what can't be trained on is an error with the row's name."""
     config, limit = job.config, job.recipe.model.max_length
+    unrated = unrated_margin(job, rows)
     pairs = []
     for row in rows:
         where = f"pair {row.id} of {row.source}"
@@ -99,9 +123,25 @@ def encode(job: Job, tokenizer, rows: Sequence[Preference]) -> list[Pair]:
             Pair(
                 chosen,
                 rejected,
-                margin=margin_of(row.rating, table=config.margin, unrated=config.unrated_margin),
+                margin=margin_of(row.rating, table=config.margin, unrated=unrated, numeric=row.margin),
                 chosen_safe=float("nan") if row.chosen_safe is None else float(row.chosen_safe),
                 rejected_safe=float("nan") if row.rejected_safe is None else float(row.rejected_safe),
             )
         )
     return pairs
+
+
+def unrated_margin(job: Job, rows: Sequence[Preference]) -> float:
+    """The margin of pairs that carry neither a rating nor a margin: chosen by name, and said."""
+    config = job.config
+    unrated = [row for row in rows if row.rating is None and row.margin is None]
+    chosen = 0.0 if config.unrated_margin is None and config.margin == "none" else config.unrated_margin
+    if unrated and chosen is None:
+        raise DataError(
+            f"{len(unrated):,} of {len(rows):,} pairs have no rating, and reward.unrated_margin is not set",
+            where=f"first: pair {unrated[0].id} of {unrated[0].source}",
+            hints=["reward.unrated_margin=0 trains them by equation 1", "or reward.margin=none: no pair has a margin"],
+        )
+    if unrated:
+        job.track.say(f"{len(unrated):,} of {len(rows):,} pairs have no rating: margin {chosen:g}")
+    return chosen or 0.0

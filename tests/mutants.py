@@ -27,6 +27,8 @@ MUTANTS = [
     ("margin.py", '"large": _table(3.0, 2.0, 1.0, 0.0)', '"large": _table(3.0, 2.0, 1.0, 1.0)'),
     ("margin.py", '"none": _table(0.0,', '"none": _table(1.0,'),
     ("margin.py", "return unrated", "return 0.0"),
+    ("margin.py", 'return 0.0 if table == "none" else numeric', "return numeric"),
+    ("margin.py", "if numeric is not None:", "if numeric:"),
     ("margin.py", "if table not in MARGINS:", "if rating is not None and table not in MARGINS:"),
     ("margin.py", "- rejected_score - margin", "- rejected_score + margin"),
     ("margin.py", "chosen_score - rejected_score", "rejected_score - chosen_score"),

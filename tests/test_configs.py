@@ -59,7 +59,7 @@ PAPER = {
     **of("sft rejection distill gatt", FINE_TUNE),
     **of("reward", REWARD),
     **of("ppo", PPO),
-    **of("rejection distill gatt ppo evaluate", {"safety_threshold": 0.15}),
+    **of("reward rejection distill gatt ppo evaluate", {"safety_threshold": 0.15}),
 }
 PRETRAINING = {**OPTIMIZER, "learning_rate": 3e-4, "warmup_steps": 2000, "final_lr_ratio": 0.1}  # 2.2, 7B and 13B
 SIZE_70B = {"reward.learning_rate": 5e-6, "ppo.kl_coef": 0.005}
@@ -68,8 +68,10 @@ LLAMA2 = {
     "llama2-13b": PAPER | {"model.path": "meta-llama/Llama-2-13b-hf"},
     "llama2-70b": PAPER | SIZE_70B | {"model.path": "meta-llama/Llama-2-70b-hf"},
 }
-# What a Llama 2 recipe may say beside that: which stages and data there are, and what only memory depends on.
-NOT_IN_THE_PAPER = re.compile(r"stages|model\.(dtype|gradient_checkpointing)|\w+\.(data|microbatch_size)")
+# What a Llama 2 recipe may say beside that: which stages and data there are, what public data lack, and memory.
+NOT_IN_THE_PAPER = re.compile(
+    r"stages|model\.(dtype|gradient_checkpointing)|\w+\.(data|microbatch_size)|reward\.unrated_margin"
+)
 
 
 def values(name: str) -> dict[str, object]:

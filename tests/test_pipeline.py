@@ -35,7 +35,7 @@ READS = {
     "rejection": ("base", "policy", "reward", "rejection*"),
     "gatt": ("policy", "reward"),
     "ppo": ("policy", "reward"),
-    "evaluate": ("policies", "reward", "preferences*"),
+    "evaluate": ("policies", "reward*", "preferences*"),
 }
 SETTING = {"ppo": "job.config.kl_coef", "reward": "job.config.margin"}
 

@@ -1,16 +1,20 @@
 """Training: the schedule against its formula, losses against numbers worked by hand, all on tiny models."""
 
 import copy
+import dataclasses
 import io
 import json
 import math
 
 import pytest
 import torch
+import trl
+from datasets import Dataset
 from rich.console import Console
 
 from rlhf.data.collate import Row, pack
 from rlhf.errors import ConfigError, NonFiniteError
+from rlhf.models import pair_batches
 from rlhf.models.score import score
 from rlhf.schema import AdamW
 from rlhf.track import Tracker
@@ -48,7 +52,7 @@ def fit(policy, tokenizer, rows, track, *, micro=None, first_step=0, **changes):
 def fit_pairs(model, tokenizer, pairs, track, *, micro=None, **changes):
     optimizer = AdamW(microbatch_size=micro)
     options = {"safety_loss_coef": 1.0, "center_coef": 0.01, "seed": 0, "track": track, "what": "helpfulness"}
-    fit_reward(model, tokenizer, pairs, schedule(**changes), optimizer, **options)
+    return fit_reward(model, tokenizer, pairs, schedule(**changes), optimizer, **options)
 
 
 def distance(first, second):
@@ -260,20 +264,54 @@ def test_what_can_be_told_apart_is_learned(reward_model, tokenizer, track):
     assert logged(track)[-1]["helpfulness/accuracy"] > 0.9
 
 
-def test_every_pair_is_trained_on_whatever_its_length(reward_model, tokenizer, track, screen):
+def test_every_pair_is_trained_on_whatever_its_length(reward_model, tokenizer, track, screen, monkeypatch):
     """TRL would leave longer ones than its max_length, 1024 tokens, out without a word."""
     pairs = [pair(i, length=length) for i, length in enumerate([0, 3, 1100, 9, 130, 0, 60])]
-    seen = []
-    reward_model.model.register_forward_pre_hook(
-        lambda module, args, given: seen.extend(
-            tuple(ids[mask.bool()].tolist())
-            for ids, mask in zip(given["input_ids"], given["attention_mask"], strict=True)
-        ),
-        with_kwargs=True,
+    seen, collate = [], pair_batches.collate
+    monkeypatch.setattr(
+        pair_batches, "collate", lambda sides, *more, **key: seen.extend(sides) or collate(sides, *more, **key)
     )
     fit_pairs(reward_model, tokenizer, pairs, track, batch_size=2)
-    assert sorted(seen) == sorted(tuple(ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids))
+    assert sorted(seen) == sorted((p.chosen_ids, p.rejected_ids) for p in pairs)
     assert screen.getvalue().splitlines()[-1].startswith("[sft] helpfulness 4/4 ")
+
+
+@pytest.mark.parametrize("layout", ["two rows", "shared prompt"])
+def test_the_loss_and_the_step_are_those_of_trls_trainer(reward_model, tokenizer, track, tmp_path, monkeypatch, layout):
+    """One batch through TRL's own RewardTrainer, with margins and centring: the same loss, the same weights then."""
+    pairs = [dataclasses.replace(pair(i, length=3 + 7 * i % 11), margin=i / 3) for i in range(6)]
+    ours, theirs = reward_model, copy.deepcopy(reward_model)
+    monkeypatch.setattr(pair_batches, "can_share", lambda model: layout == "shared prompt")
+    batching = fit_pairs(ours, tokenizer, pairs, track, batch_size=6, learning_rate=1e-3)
+    assert batching.layout == layout
+    rows = [{"chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids, "margin": p.margin} for p in pairs]
+    optimizer = AdamW()
+    arguments = trl.RewardConfig(
+        output_dir=str(tmp_path / "trl"),
+        per_device_train_batch_size=6,
+        max_steps=1,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        adam_beta1=optimizer.beta1,
+        adam_beta2=optimizer.beta2,
+        adam_epsilon=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
+        center_rewards_coefficient=0.01,
+        activation_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=1,
+        save_strategy="no",
+    )
+    trainer = trl.RewardTrainer(theirs, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    trainer.train()
+    wanted = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
+    found = next(row["helpfulness/loss"] for row in logged(track) if "helpfulness/loss" in row)
+    assert found == pytest.approx(wanted, abs=1e-5)
+    assert distance(ours, theirs) < 1e-5
 
 
 def test_microbatches_of_pairs_are_worth_the_batch_they_make(reward_model, tokenizer, track):

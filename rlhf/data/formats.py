@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.data.chat import TAGS
-from rlhf.data.types import RATINGS, Dialogue, Preference, Prompt, Rating, Turn, check_turns, turns_from_json
+from rlhf.data.types import RATINGS, Dialogue, Preference, Prompt, Rating, Turn, check_turns, number, turns_from_json
 from rlhf.errors import DataError
 
 Row = Mapping[str, Any]
@@ -110,6 +110,7 @@ def preference(row: Row, origin: Origin) -> Preference:
         rejected_safe=rejected_safe,
         is_safety=_flag(row, "is_safety", origin.is_safety) is True,
         kind=kind if isinstance(kind, str) else "",
+        margin=number(row, "margin"),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,8 @@ class Prompt:
 class Preference:
     """Two completions of one prompt, which one a person preferred, and by how much (paper 3.2.1).
 
-    ``rating`` is None for public sets that carry no degree; the safety labels are None where nobody gave them. A pair
+    ``rating`` is None for public sets that carry no degree; ``margin`` is a number a set gives instead of a level, in
+    logits: how far apart the two scores should be. The safety labels are None where nobody gave them. A pair
     whose chosen completion is unsafe and whose rejected one is safe is refused: the paper leaves such pairs out, "as we
     believe safer responses will also be better/preferred by humans".
     """
@@ -101,9 +103,12 @@ class Preference:
     rejected_safe: bool | None
     is_safety: bool
     kind: str = ""
+    margin: float | None = None
 
     def __post_init__(self) -> None:
         check_turns(self.prompt, last="user", where=self.id)
+        if self.margin is not None and not 0 <= self.margin < math.inf:
+            raise DataError(f"margin must be a number of logits, 0 or more (got {self.margin!r})", where=self.id)
         if self.rating is not None and self.rating not in RATINGS:
             raise DataError(f"rating must be one of {', '.join(RATINGS)} or null (got {self.rating!r})", where=self.id)
         if self.chosen_safe is False and self.rejected_safe is True:
@@ -122,6 +127,7 @@ class Preference:
             "rejected_safe": self.rejected_safe,
             "is_safety": self.is_safety,
             "kind": self.kind,
+            **({} if self.margin is None else {"margin": self.margin}),
         }
 
     @classmethod
@@ -137,6 +143,7 @@ class Preference:
             rejected_safe=_label(row, "rejected_safe"),
             is_safety=_flag(row, "is_safety"),
             kind=_text(row, "kind", default=""),
+            margin=number(row, "margin"),
         )
 
 
@@ -264,6 +271,14 @@ def _flag(row: Mapping[str, Any], field: str) -> bool:
     if isinstance(value, bool):
         return value
     raise DataError(f"field {field!r} must be true or false (got {_shown(value)})")
+
+
+def number(row: Mapping[str, Any], field: str) -> float | None:
+    """A number that may be absent."""
+    value = row.get(field)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return None if value is None else float(value)
+    raise DataError(f"field {field!r} must be a number or null (got {_shown(value)})")
 
 
 def _label(row: Mapping[str, Any], field: str) -> bool | None:

@@ -10,27 +10,20 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from rlhf.data.types import RATINGS
-
-Claim = dict[str, Any]
+from rlhf.evaluation import reward_claims
+from rlhf.evaluation.verdict import Claim, untestable, verdict
 
 
 def examine(results: Mapping[str, Any]) -> dict[str, Claim]:
     """report.json's `claims`: {id: {holds, claim, figure, evidence}}."""
     found = {
-        "B1": accuracy_falls_with_rating(results),
-        "B4": own_domain_wins(results),
+        **reward_claims.examine(results.get("reward_models", {})),
         "B13": maximum_grows_median_does_not(results),
         "B14": rejection_raises_gold(results),
         "B15": best_temperature_moves(results),
         "B16": left_tail_goes(results),
         "B19": ppo_adds_to_rejection(results),
         "B28": ghost_attention_lasts(results),
-        "B2": untestable(
-            "a margin raises accuracy on significantly better pairs",
-            "needs about 15,000 test pairs an arm, or many seeds with and without",
-        ),
-        "B7": untestable("accuracy rises with data and model size", "needs runs of several sizes"),
         "B17": untestable(
             "a pool of the last round only loses a rare skill that the pool of all rounds keeps",
             "needs two runs a seed: rejection.pool; then benchmarks/claim_pools.py",
@@ -41,34 +34,6 @@ def examine(results: Mapping[str, Any]) -> dict[str, Claim]:
         "B21": untestable("a smaller kl_coef ends at higher KL and reward", "needs two runs: ppo.kl_coef"),
     }
     return {key: claim for key, claim in sorted(found.items(), key=_number) if claim is not None}
-
-
-def accuracy_falls_with_rating(results: Mapping[str, Any]) -> Claim | None:
-    """B1: significantly > better > slightly > negligibly, for each model on its own domain (Table 8)."""
-    rows = _own_domain(results)
-    rated = {name: [row["accuracy"].get(r) for r in RATINGS] for name, row in rows.items()}
-    rated = {name: values for name, values in rated.items() if all(v is not None for v in values)}
-    if not rated:
-        return None
-    falls = all(a > b for values in rated.values() for a, b in pairwise(values))
-    figure = "; ".join(f"{name}: {' > '.join(f'{v:.3f}' for v in values)}" for name, values in rated.items())
-    evidence = "held-out pairs, " + ", ".join(f"{name} n={rows[name]['pairs']['all']}" for name in rated)
-    return _claim(falls, "accuracy falls from significantly better to negligibly better", figure, evidence)
-
-
-def own_domain_wins(results: Mapping[str, Any]) -> Claim | None:
-    """B4: each model is the better one on its own domain (Table 7)."""
-    models = results.get("reward_models", {})
-    try:
-        table = {(m, d): models[m][d]["accuracy"]["all"] for m in models for d in ("helpfulness", "safety")}
-    except KeyError:
-        return None
-    if len(table) < 4:
-        return None
-    gains = {d: table[d, d] - table[o, d] for d, o in (("helpfulness", "safety"), ("safety", "helpfulness"))}
-    figure = ", ".join(f"{domain} {gain:+.3f}" for domain, gain in gains.items())
-    evidence = "accuracy on a domain of its own model minus that of the other model"
-    return _claim(min(gains.values()) > 0, "each reward model wins its own domain", figure, evidence)
 
 
 def maximum_grows_median_does_not(results: Mapping[str, Any]) -> Claim | None:
@@ -82,7 +47,7 @@ def maximum_grows_median_does_not(results: Mapping[str, Any]) -> Claim | None:
     grows = all(a < b for a, b in pairwise(top)) and drift < rise / 2
     figure = f"N=1 to {sizes[-1]}: max {top[0]:.2f} to {top[-1]:.2f}, median {middle[0]:.2f} to {middle[-1]:.2f}"
     evidence = "SFT policy, held-out prompts, T=1; near-tautological: a check of the harness"
-    return _claim(grows, "the maximum of N grows, the median stays", figure, evidence)
+    return verdict(grows, "the maximum of N grows, the median stays", figure, evidence)
 
 
 def best_temperature_moves(results: Mapping[str, Any]) -> Claim | None:
@@ -108,7 +73,7 @@ def best_temperature_moves(results: Mapping[str, Any]) -> Claim | None:
     )
     held = float(cool) < float(hot) and float(borne[0]) < float(borne[1])
     evidence = f"max of N at {len(after)} temperatures, point estimates"
-    return _claim(held, "more samples, and RLHF, want a higher temperature", figure, evidence)
+    return verdict(held, "more samples, and RLHF, want a higher temperature", figure, evidence)
 
 
 def rejection_raises_gold(results: Mapping[str, Any]) -> Claim | None:
@@ -132,7 +97,7 @@ def left_tail_goes(results: Mapping[str, Any]) -> Claim | None:
         return None
     low, high = policies["sft"]["reward_p10"], policies[last]["reward_p10"]
     figure = f"10th percentile of the combined score: sft {low:.2f}, {last} {high:.2f}"
-    return _claim(high > low, "the worst answers disappear", figure, f"n={policies[last]['n']} each")
+    return verdict(high > low, "the worst answers disappear", figure, f"n={policies[last]['n']} each")
 
 
 def ghost_attention_lasts(results: Mapping[str, Any]) -> Claim | None:
@@ -145,16 +110,7 @@ def ghost_attention_lasts(results: Mapping[str, Any]) -> Claim | None:
     figure = f"before: turn {first} {start:.2f}, turn {last} {before:.2f}; after: turn {last} {after:.2f}"
     evidence = f"{rates['n']} held-out conversations, greedy; holds if before starts >= 0.8, ends <= 0.5, after >= 0.95"
     held = start >= 0.8 and before <= 0.5 and after >= 0.95
-    return _claim(held, "Ghost Attention keeps the instruction to the last turn", figure, evidence)
-
-
-def untestable(claim: str, why: str) -> Claim:
-    """A claim that this run has no figures for, and why not."""
-    return {"holds": "untestable", "claim": claim, "figure": "", "evidence": why}
-
-
-def _claim(holds: bool, claim: str, figure: str, evidence: str) -> Claim:
-    return {"holds": bool(holds), "claim": claim, "figure": figure, "evidence": evidence}
+    return verdict(held, "Ghost Attention keeps the instruction to the last turn", figure, evidence)
 
 
 def _rises(results: Mapping[str, Any], first: str | None, second: str | None, claim: str) -> Claim | None:
@@ -166,12 +122,7 @@ def _rises(results: Mapping[str, Any], first: str | None, second: str | None, cl
     low, high = gain["interval"]
     figure = f"{policies[first]['gold_quality']:.3f} to {policies[second]['gold_quality']:.3f}"
     evidence = f"{first} to {second} on the same {policies[second]['n']} held-out prompts: {gain['mean']:+.3f}"
-    return _claim(low > 0, claim, figure, f"{evidence}, 95% interval {low:+.3f} to {high:+.3f}")
-
-
-def _own_domain(results: Mapping[str, Any]) -> dict[str, Any]:
-    models = results.get("reward_models", {})
-    return {name: model[name] for name, model in models.items() if name in model}
+    return verdict(low > 0, claim, figure, f"{evidence}, 95% interval {low:+.3f} to {high:+.3f}")
 
 
 def _last_rejection(results: Mapping[str, Any]) -> str | None:

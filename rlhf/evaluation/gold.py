@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rlhf.data.types import Preference
 from rlhf.evaluation.intervals import of_mean, wilson
 from rlhf.microworld.oracle import Verdict, judge
 from rlhf.rollout import Sample
@@ -15,6 +16,14 @@ def verdicts(samples: Sequence[Sample]) -> list[Verdict] | None:
     if not samples or any(s.prompt.source != "microworld" for s in samples):
         return None
     return [judge(s.prompt.turns, s.text, finished=s.finished) for s in samples]
+
+
+def worth_of(pairs: Sequence[Preference], *, domain: str) -> list[float] | None:
+    """What the oracle says completions are worth, chosen ones first: helpfulness, for the safety domain quality."""
+    if not pairs or any(pair.source != "microworld" for pair in pairs):
+        return None
+    found = [judge(pair.prompt, getattr(pair, side)) for side in ("chosen", "rejected") for pair in pairs]
+    return [v.quality if domain == "safety" else v.helpfulness for v in found]
 
 
 def gold_of(samples: Sequence[Sample]) -> dict[str, float]:

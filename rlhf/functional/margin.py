@@ -24,8 +24,11 @@ MARGINS: Mapping[str, Mapping[str, float]] = MappingProxyType(
 )
 
 
-def margin_of(rating: str | None, *, table: str, unrated: float) -> float:
+def margin_of(rating: str | None, *, table: str, unrated: float, numeric: float | None = None) -> float:
     """Look up how far apart, in logits, the scores of a pair with this rating should be.
+
+        none          0 for every pair that was graded, by a level or by a number
+        small, large  the pair's own number where it has one, else the level's entry in Table 27
 
     Args:
         rating: `significantly`, `better`, `slightly` or `negligibly`; None for a pair that carries no rating,
@@ -33,6 +36,8 @@ def margin_of(rating: str | None, *, table: str, unrated: float) -> float:
         table: `none`, `small` or `large`, the rows of Table 27.
         unrated: the margin of a pair without a rating, in logits. The paper does not give it; ours is 0,
             which leaves equation 1 for such pairs.
+        numeric: a margin that the pair brings itself, in logits; None where it has none. Ours: it says more
+            than a level, so it goes before the rating.
 
     Returns:
         m(rating) of equation 2, in logits.
@@ -42,6 +47,8 @@ def margin_of(rating: str | None, *, table: str, unrated: float) -> float:
     """
     if table not in MARGINS:
         raise ValueError(f"unknown margin table {table!r}; known: {', '.join(MARGINS)}")
+    if numeric is not None:
+        return 0.0 if table == "none" else numeric
     if rating is None:
         return unrated
     if rating not in MARGINS[table]:

@@ -14,10 +14,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 
-def token_values(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The scalar head at every token: [B, S], in logits. The critic's values are these."""
+def token_values(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
+) -> Tensor:
+    """The scalar head at every token: [B, S], in logits. The critic's values are these.
+
+    The mask is [B, S], what exists, or [B, 1, S, S], who sees whom; the latter needs positions, too.
+    """
     body = model.base_model
-    hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    seen = {"attention_mask": attention_mask, "position_ids": position_ids}
+    hidden = body(input_ids=input_ids, **seen, use_cache=False).last_hidden_state
     values: Tensor = model.score(hidden.to(model.score.weight.dtype))  # an adapter's head is float32 over any body
     return values.squeeze(-1).float()
 

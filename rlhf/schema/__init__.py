@@ -24,7 +24,7 @@ from rlhf.schema.rejection import RejectionConfig
 from rlhf.schema.reward import RewardConfig
 from rlhf.schema.setting import Count, Positive, Section, ours, paper
 from rlhf.schema.sft import SFTConfig
-from rlhf.schema.shared import AdamW, Combine, FineTune, Source
+from rlhf.schema.shared import AdamW, Combine, FineTune, Gate, Source
 
 __all__ = [
     "MICROWORLD",
@@ -36,6 +36,7 @@ __all__ = [
     "EvaluateConfig",
     "FineTune",
     "GAttConfig",
+    "Gate",
     "GenerationConfig",
     "MicroworldConfig",
     "ModelConfig",

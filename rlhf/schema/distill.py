@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from rlhf.schema.setting import Positive, Rate, Share, ours, paper
-from rlhf.schema.shared import Combine, FineTune, Source
+from rlhf.schema.shared import Combine, FineTune, Gate, Source
 
 
-class DistillConfig(FineTune, Combine):
+class DistillConfig(FineTune, Combine, Gate):
     """Safety context distillation (4.2.4)."""
 
     data: tuple[Source, ...] = ours((), "prompts; the adversarial ones among them are used", "no honest default")

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from rlhf.schema.setting import Positive, Rate, Section, Share, ours, paper
-from rlhf.schema.shared import Combine, FineTune, Source
+from rlhf.schema.shared import Combine, FineTune, Gate, Source
 
 
 class InstructionLists(Section):
@@ -17,7 +17,7 @@ class InstructionLists(Section):
     items: Positive = ours(50, "items the policy is asked for, a list")
 
 
-class GAttConfig(FineTune, Combine):
+class GAttConfig(FineTune, Combine, Gate):
     """Ghost Attention (3.3)."""
 
     data: tuple[Source, ...] = ours((), "dialogues of several turns, or prompts", "no honest default")

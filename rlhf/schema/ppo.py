@@ -7,10 +7,10 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from rlhf.schema.setting import Count, Positive, Rate, Share, ours, paper
-from rlhf.schema.shared import AdamW, Combine, Source
+from rlhf.schema.shared import AdamW, Combine, Gate, Source
 
 
-class PPOConfig(AdamW, Combine):
+class PPOConfig(AdamW, Combine, Gate):
     """PPO on the piecewise reward (3.2.3)."""
 
     data: tuple[Source, ...] = ours((), "prompts", "no honest default")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from rlhf.schema.setting import Positive, Rate, Share, ours, paper
-from rlhf.schema.shared import Combine, FineTune, Source
+from rlhf.schema.shared import Combine, FineTune, Gate, Source
 
 
-class RejectionConfig(FineTune, Combine):
+class RejectionConfig(FineTune, Combine, Gate):
     """Rejection-sampling fine-tuning (3.2.3)."""
 
     data: tuple[Source, ...] = ours((), "prompts", "no honest default")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from rlhf.schema.setting import Count, Positive, Rate, Share, ours, paper
-from rlhf.schema.shared import AdamW, Source
+from rlhf.schema.shared import AdamW, Combine, Source
 
 
-class RewardConfig(AdamW):
+class RewardConfig(AdamW, Combine):
     """Helpfulness and safety reward models (3.2.2)."""
 
     data: tuple[Source, ...] = ours((), "public preference sets, beside the pairs of earlier stages", "none")
@@ -16,7 +16,9 @@ class RewardConfig(AdamW):
         0.1, "share of the prompts of public sets held out for testing", "they hold no batch of 1000"
     )
     margin: Literal["none", "small", "large"] = ours("small", "margin by rating (Table 27)", "best average in Table 28")
-    unrated_margin: float = ours(0.0, "margin of pairs without a rating", "no claim about how different they are", ge=0)
+    unrated_margin: float | None = ours(
+        None, "margin of pairs without a rating, in logits; 0 is equation 1", "none: such pairs are refused", ge=0
+    )
     safety_loss_coef: float = ours(1.0, "weight of the safety auxiliary loss (Table 29)", ge=0)
     center_coef: float = ours(0.01, "weight of (r_chosen + r_rejected)^2: keeps scores around 0", ge=0)
     helpfulness_share: Rate = ours(0.5, "helpfulness model: share of helpfulness pairs", "our reading of 3.2.2", le=1)

@@ -50,6 +50,15 @@ class FineTune(AdamW):
     row_length: Positive | None = ours(None, "tokens per packed row", "model.max_length: rows are filled (3.1)")
 
 
+class Gate(Section):
+    """When a stage refuses to learn from reward models (ours; 3.2.2 calls their accuracy a proxy of the result)."""
+
+    reward_gate: Literal["refuse", "warn", "ignore"] = ours(
+        "refuse", "what happens below `min_accuracy`", "a policy that climbs a coin's score learns nothing"
+    )
+    min_accuracy: Share = ours(0.55, "least accuracy of each reward model on its domain's test pairs", "chance is 0.5")
+
+
 class Combine(Section):
     """How two scores become one (3.2.3)."""
 

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from rlhf.data.types import Preference, Turn
-from rlhf.evaluation.pairs import accuracy_by_rating, accuracy_by_source, calibration, safety_gate
+from rlhf.evaluation.pairs import (
+    accuracy_by_rating,
+    accuracy_by_safety,
+    accuracy_by_source,
+    calibration,
+    difference,
+    worst,
+)
 
 
 def pair(rating=None, chosen_safe=None, rejected_safe=None, source="people"):
@@ -58,42 +65,33 @@ def test_accuracy_by_source_by_hand():
     assert found["kind"]["interval"] == pytest.approx((0.15, 0.85), abs=5e-5)
 
 
-# ── the safety gate ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-# A score is below a probability of .15 where its logit is below ln(.15 / .85) = -1.7346.
-LABELLED = [pair(None, True, False), pair(None, True, False), pair(None, False, False), pair(), pair(None, True, False)]
-CHOSEN = scores(2.0, -2.5, -3.0, -4.0, 1.0)
-REJECTED = scores(-2.0, -1.0, -0.5, -4.0, 0.5)
-
-
-def test_precision_and_recall_of_the_gate_by_hand():
-    found = safety_gate(LABELLED, CHOSEN, REJECTED, threshold=0.15)
-    # Unsafe are -2, -1, -3, -.5 and .5. Below -1.7346: -2 and -3 of them, and the safe -2.5; what nobody labelled
-    # (-4, -4) counts nowhere. At one half: all but .5, and the safe -2.5.
-    assert found == {
-        "threshold": 0.15,
-        "unsafe_recall": 2 / 5,
-        "unsafe_precision": 2 / 3,
-        "unsafe_recall_at_half": 4 / 5,
-        "unsafe_precision_at_half": 4 / 5,
+def test_accuracy_by_safety_bin_by_hand():
+    rows = [pair(None, True, False), pair(None, True, True), pair(None, False, False), pair(None, True, False), pair()]
+    found = accuracy_by_safety(rows, scores(1.0, 0.0, 2.0, 0.0, 9.0), scores(0.0, 1.0, 1.0, 0.0, 0.0))
+    # A tie in the first bin: 1.5 of 2. A pair that nobody labelled is in none.
+    assert {name: (row["accuracy"], row["n"]) for name, row in found.items()} == {
+        "safe_over_unsafe": (0.75, 2),
+        "both_safe": (0.0, 1),
+        "both_unsafe": (1.0, 1),
     }
 
 
-def test_at_the_threshold_itself_a_score_passes():
-    found = safety_gate([pair(None, False, False)], scores(0.0), scores(-0.01), threshold=0.5)
-    assert found["unsafe_recall"] == 0.5
+def test_a_paired_difference_by_hand():
+    found = difference(scores(1.0, 1.0, -1.0, 0.0), scores(-1.0, 2.0, -3.0, 1.0))
+    # Right 1 1 0 .5 against 0 1 0 1: differences 1 0 0 -.5, mean .125, s = .6292, 1.96 s / 2 = .6166.
+    assert found["mean"] == 0.125
+    assert found["interval"] == pytest.approx((-0.4916, 0.7416), abs=5e-4)
 
 
-def test_a_gate_that_stops_nothing_has_no_precision():
-    found = safety_gate([pair(None, True, False)], scores(3.0), scores(-1.0), threshold=0.15)
-    assert found["unsafe_recall"] == 0.0
-    assert "unsafe_precision" not in found
-    assert found["unsafe_precision_at_half"] == 1.0
-
-
-@pytest.mark.parametrize("rows", [[pair()], [pair(None, True, True)]])
-def test_without_an_unsafe_completion_there_is_no_gate(rows):
-    assert safety_gate(rows, scores(-3.0), scores(-3.0), threshold=0.15) == {}
+def test_the_worst_pairs_are_the_most_confident_mistakes():
+    rows = [pair("better"), pair("slightly"), pair(), pair()]
+    found = worst(rows, scores(0.0, -3.0, 1.0, 0.0), scores(1.0, 2.0, 0.0, 0.0), count=3)
+    # Gaps -1, -5, 1, 0: two are wrong, the second by more.
+    assert [(row["rating"], row["chosen_score"], row["rejected_score"]) for row in found] == [
+        ("slightly", -3.0, 2.0),
+        ("better", 0.0, 1.0),
+    ]
+    assert found[0]["prompt"] == [{"role": "user", "content": "q"}]
 
 
 # ── calibration ──────────────────────────────────────────────────────────────────────────────────────────────────────

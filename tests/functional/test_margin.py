@@ -20,6 +20,12 @@ def test_a_pair_without_a_rating_gets_the_margin_the_caller_chose():
     assert margin_of(None, table="large", unrated=0.25) == 0.25
 
 
+def test_a_number_goes_before_the_rating_and_none_leaves_equation_1():
+    assert margin_of("slightly", table="large", unrated=9.0, numeric=0.7) == 0.7
+    assert margin_of(None, table="small", unrated=9.0, numeric=0.0) == 0.0
+    assert margin_of(None, table="none", unrated=9.0, numeric=0.7) == 0.0
+
+
 def test_unknown_names_are_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="unknown rating 'great'; known: significantly, better, slightly, negligibly"):
         margin_of("great", table="small", unrated=0.0)

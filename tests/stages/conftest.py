@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -68,6 +69,8 @@ def saved(tmp_path, policy, rewards, tokenizer):
     def reward_artefact(name):
         for domain in ("helpfulness", "safety"):
             save(getattr(rewards, domain), tokenizer, tmp_path / name / "checkpoint" / domain)
+        measured = {domain: {domain: {"accuracy": {"all": 0.9}}} for domain in ("helpfulness", "safety")}
+        (tmp_path / name / "results.json").write_text(json.dumps({"reward_models": measured}))
         return tmp_path / name
 
     return SimpleNamespace(policy=policy_artefact, reward=reward_artefact)

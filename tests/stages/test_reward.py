@@ -41,6 +41,22 @@ def test_margins_by_rating(job_of, tokenizer, table, margins):
     assert [p.margin for p in made] == pytest.approx([*margins, 0.5])
 
 
+def test_a_margin_of_the_pairs_own_is_taken_as_it_is(job_of, tokenizer):
+    rows = [pair(margin=0.25), pair(rating=None, margin=2.5)]
+    assert [p.margin for p in encode(job_of("reward"), tokenizer, rows)] == [0.25, 2.5]
+
+
+def test_pairs_without_a_rating_need_a_margin_chosen_by_name(job_of, tokenizer, screen):
+    rows = [pair(), pair(rating=None, id="p8"), pair(rating=None, id="p9")]
+    with pytest.raises(DataError, match="2 of 3 pairs have no rating") as caught:
+        encode(job_of("reward"), tokenizer, rows)
+    assert caught.value.where == "first: pair p8 of people"
+    made = encode(job_of("reward", unrated_margin=0), tokenizer, rows)
+    assert [p.margin for p in made] == pytest.approx([2 / 3, 0, 0])
+    assert "2 of 3 pairs have no rating: margin 0" in screen.getvalue()
+    assert [p.margin for p in encode(job_of("reward", margin="none"), tokenizer, rows)] == [0, 0, 0]  # as all others
+
+
 def test_labels_nobody_gave_are_not_numbers(job_of, tokenizer):
     rows = [pair(safe=labels) for labels in ((True, False), (False, False), (None, None), (None, True))]
     made = [(p.chosen_safe, p.rejected_safe) for p in encode(job_of("reward"), tokenizer, rows)]
@@ -122,7 +138,7 @@ def test_the_stage_trains_both_models_by_the_papers_schedule(job_of, tmp_path, s
     def fit_reward(model, tokenizer, pairs, schedule, optimizer, **options):
         assert model.score.weight.eq(0).all()  # no opinion yet
         fits[options["what"]] = (pairs, schedule, options)
-        real(model, tokenizer, pairs, schedule, optimizer, **options)
+        return real(model, tokenizer, pairs, schedule, optimizer, **options)
 
     monkeypatch.setattr(reward, "fit_reward", fit_reward)
     reads = {"preferences*": [tmp_path / "preferences-1"], "policy": [saved.policy("sft")]}

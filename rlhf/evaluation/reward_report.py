@@ -1,0 +1,164 @@
+"""Everything that is measured of a pair of reward models before anything learns from them (3.2.2, A.3, A.4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.data.chat import encode_completion, encode_prompt
+from rlhf.data.types import RATINGS, Preference
+from rlhf.evaluation import baselines, pairs, scores
+from rlhf.evaluation.gold import worth_of
+from rlhf.models.reward_models import RewardModels
+from rlhf.models.score import score
+
+DOMAINS = ("helpfulness", "safety")
+BINS = 6
+WORST = 6
+SWAPPED = 200  # pairs scored a second time, the other way round
+Rows = Sequence[Preference]
+Gaps = tuple[Tensor, Tensor]
+"""Scores of the chosen and of the rejected completions, [N] each."""
+
+
+def examine(
+    models: RewardModels,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    trained_on: Mapping[str, Rows],
+    test: Mapping[str, Rows],
+    threshold: float,
+) -> dict[str, Any]:
+    """report.json's `reward_models`: each model on the held-out pairs of both domains, and on its own in depth."""
+    found: dict[str, Any] = {}
+    scored: dict[str, Gaps] = {}
+    for name in DOMAINS:
+        model, entry = getattr(models, name), {}
+        for domain, rows in test.items():
+            if not rows:
+                continue
+            chosen, rejected = scored[f"{name} on {domain}"] = score_pairs(model, tokenizer, rows)
+            entry[domain] = accuracies(rows, chosen, rejected)
+            entry[domain]["baselines"] = beside(trained_on[name], rows, chosen - rejected)
+            if domain == name:
+                entry |= in_depth(model, tokenizer, rows, chosen, rejected, domain=domain)
+                if name == "safety":
+                    entry |= scores.safety_gate(rows, chosen, rejected, threshold=threshold)
+        found[name] = entry
+    if test["safety"]:
+        apart = scores.tension(test["safety"], scored["helpfulness on safety"], scored["safety on safety"])
+        found["safety"] |= {"tension": apart} if apart else {}
+    return found
+
+
+def accuracies(rows: Rows, chosen: Tensor, rejected: Tensor) -> dict[str, Any]:
+    """Accuracy by rating, and by source and safety bin where there is more than one."""
+    report = pairs.accuracy_by_rating(rows, chosen, rejected)
+    for name, table in (
+        ("by_source", pairs.accuracy_by_source(rows, chosen, rejected)),
+        ("by_safety", pairs.accuracy_by_safety(rows, chosen, rejected)),
+    ):
+        report |= {name: table} if len(table) > 1 else {}
+    return report
+
+
+def beside(trained_on: Rows, rows: Rows, gap: Tensor) -> dict[str, Any]:
+    """The text baselines on the same pairs, and how much more often the model is right than each: `gain`, paired."""
+    rule, lengths = baselines.length_rule(trained_on, rows)
+    found = {"length": {"rule": rule, **pairs.share_of(pairs.right(lengths))}}
+    words = baselines.bag_of_words(trained_on, rows)
+    found["bag_of_words"] = pairs.share_of(pairs.right(words))
+    for name, other in (("length", lengths), ("bag_of_words", words)):
+        found[name]["gain"] = pairs.difference(gap.double(), other)
+    return found
+
+
+def in_depth(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    chosen: Tensor,
+    rejected: Tensor,
+    *,
+    domain: str,
+) -> dict[str, Any]:
+    """What is looked at on a model's own domain only."""
+    found: dict[str, Any] = {
+        "calibration": pairs.calibration(rows, chosen, rejected, bins=BINS),
+        "histogram": scores.histogram(chosen, rejected),
+        "swapped": swapped(model, tokenizer, rows[:SWAPPED], chosen - rejected),
+        "worst": pairs.worst(rows, chosen, rejected, count=WORST),
+    }
+    worth, against = worth_of(rows, domain=domain), "gold"
+    logits = torch.cat([chosen, rejected])
+    if worth is None:  # nobody knows what the answers are worth, but somebody may have labelled them
+        labels = [pair.chosen_safe for pair in rows] + [pair.rejected_safe for pair in rows]
+        known = torch.tensor([label is not None for label in labels], dtype=torch.bool)
+        worth, against = [float(label) for label in labels if label is not None], "safety label"
+        logits = logits[known]
+    bins = scores.calibration_to(torch.tensor(worth, dtype=torch.float64), logits, bins=BINS) if worth else []
+    return found | ({"pointwise": {"against": against, "bins": bins}} if len(bins) > 1 else {})
+
+
+def swapped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, gap: Tensor) -> dict[str, Any]:
+    """The same pairs with their sides exchanged, in other batches: a score knows nothing of its pair (recipe S5)."""
+    sides = [(row.prompt, text) for row in rows for text in (row.rejected, row.chosen)]
+    ids = [encode_prompt(tokenizer, prompt) + encode_completion(tokenizer, text) for prompt, text in sides]
+    again = score(model, ids, pad_token_id=tokenizer.pad_token_id, tokens_per_batch=2048).view(-1, 2)
+    other = again[:, 1] - again[:, 0]
+    before = gap[: len(rows)]
+    same = (other.sign() == before.sign()).double().mean().item()
+    return {"consistent": same, "largest_difference": (other - before).abs().max().item(), "n": len(rows)}
+
+
+def score_pairs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> Gaps:
+    """Scores of both sides of the pairs, read exactly as in training."""
+    prompts = [encode_prompt(tokenizer, row.prompt) for row in rows]
+    ids = [
+        [*prompt, *encode_completion(tokenizer, getattr(row, side))]
+        for side in ("chosen", "rejected")
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
+    chosen, rejected = score(model, ids, pad_token_id=tokenizer.pad_token_id).chunk(2)
+    return chosen, rejected
+
+
+def staleness(by_round: Mapping[str, Gaps], rows: Rows, *, own: tuple[Gaps, Rows] | None) -> dict[str, Any]:
+    """Claim B8: the reward models of every round on the pairs of the newest policies.
+
+    Args:
+        by_round: reward artefact -> its scores of `rows`, oldest first; the last one has been trained on such pairs.
+        rows: held-out pairs of the newest round.
+        own: scores and pairs of the last but one model on the round it was trained for, to compare like with like:
+            `matched` is its accuracy there with the ratings weighted as in `rows`, since newer pairs are closer.
+    """
+    shares = {name: pairs.share_of(pairs.right(c - r)) for name, (c, r) in by_round.items()}
+    found: dict[str, Any] = {"on_newest": shares}
+    *earlier, newest = by_round.values()
+    if earlier:
+        fresh, stale = newest[0] - newest[1], earlier[-1][0] - earlier[-1][1]
+        found["refreshing_gains"] = pairs.difference(fresh, stale)
+    if own is not None:
+        (chosen, rejected), own_rows = own
+        found["on_its_own"] = {**pairs.share_of(pairs.right(chosen - rejected))}
+        found["on_its_own"]["matched"] = matched(pairs.accuracy_by_rating(own_rows, chosen, rejected), rows)
+    return found
+
+
+def matched(by_rating: Mapping[str, Any], rows: Rows) -> float | None:
+    """An accuracy by rating, weighted by the ratings of other pairs; None where a rating of theirs is missing."""
+    shares = rating_mix(rows)
+    if not shares or any(share and rating not in by_rating["accuracy"] for rating, share in shares.items()):
+        return None
+    accuracy: Mapping[str, float] = by_rating["accuracy"]
+    return sum(share * accuracy.get(rating, 0.0) for rating, share in shares.items())
+
+
+def rating_mix(rows: Rows) -> dict[str, float]:
+    """The share of every rating among the rated pairs (Fig 25); empty if none is."""
+    rated = [row.rating for row in rows if row.rating is not None]
+    return {rating: rated.count(rating) / len(rated) for rating in RATINGS} if rated else {}

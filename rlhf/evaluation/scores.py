@@ -1,0 +1,120 @@
+"""What single scores say, whatever they are paired with: the safety threshold, calibration, shape, tension (A.3, A.4).
+
+PPO and rejection sampling use a score pointwise, though it was trained on pairs; so it is measured pointwise, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.data.types import Preference
+from rlhf.evaluation.intervals import of_mean, wilson
+
+PAPER_PRECISION, PAPER_RECALL = 0.89, 0.55  # of unsafe answers at 0.15, on Meta's safety test set (3.2.3)
+HISTOGRAM_BINS = 20
+FEWEST = 20  # scores in a bin that shows a mean
+
+
+def safety_gate(pairs: Sequence[Preference], chosen: Tensor, rejected: Tensor, *, threshold: float) -> dict[str, Any]:
+    """How well 'score below the threshold' finds unsafe completions: the paper's 0.15 has precision .89, recall .55.
+
+    `operating_point` is the highest threshold whose precision is still the paper's, with its recall: what 0.15 ought to
+    be for this model. It is chosen on the pairs it is reported on, so it is a little flattered.
+    """
+    scores, unsafe = labelled_scores(pairs, chosen, rejected)
+    if not bool(unsafe.any()):
+        return {}
+    found: dict[str, Any] = {"threshold": threshold, "unsafe": int(unsafe.sum())}
+    for name, limit in (("", threshold), ("_at_half", 0.5)):
+        row = at_threshold(scores, unsafe, limit)
+        found[f"unsafe_recall{name}"] = row["recall"]
+        found[f"unsafe_recall{name}_interval"] = wilson(row["hits"], int(unsafe.sum()))
+        if row["precision"] is not None:
+            found[f"unsafe_precision{name}"] = row["precision"]
+    curve = [at_threshold(scores, unsafe, step / 20) for step in range(1, 20)]
+    found["threshold_curve"] = [{key: row[key] for key in ("threshold", "precision", "recall")} for row in curve]
+    point = operating_point(scores, unsafe, precision=PAPER_PRECISION)
+    return found | ({"operating_point": point} if point else {})
+
+
+def labelled_scores(pairs: Sequence[Preference], chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities of all completions that carry a safety label, and whether each is unsafe."""
+    labels = [pair.chosen_safe for pair in pairs] + [pair.rejected_safe for pair in pairs]
+    known = torch.tensor([label is not None for label in labels], dtype=torch.bool)
+    unsafe = torch.tensor([label is False for label in labels], dtype=torch.bool)
+    return torch.cat([chosen, rejected]).double().sigmoid()[known], unsafe[known]
+
+
+def at_threshold(scores: Tensor, unsafe: Tensor, threshold: float) -> dict[str, Any]:
+    """Precision and recall of 'below the threshold' as a sign of 'unsafe'; no precision where nothing is below."""
+    flagged = scores < threshold
+    hits = int((flagged & unsafe).sum())
+    precision = hits / int(flagged.sum()) if bool(flagged.any()) else None
+    return {"threshold": threshold, "precision": precision, "recall": hits / int(unsafe.sum()), "hits": hits}
+
+
+def operating_point(scores: Tensor, unsafe: Tensor, *, precision: float) -> dict[str, float] | None:
+    """The threshold of the highest recall at which precision is at least the given one; None if none reaches it."""
+    order = scores.argsort(stable=True)
+    hits = unsafe[order].double().cumsum(0)
+    reached = hits / torch.arange(1, len(order) + 1) >= precision
+    # A threshold lies between two different scores, never among equal ones.
+    ends = torch.cat([scores[order][1:] > scores[order][:-1], torch.tensor([True])])
+    places = (reached & ends).nonzero().flatten()
+    if not len(places):
+        return None
+    last = int(places[-1])
+    above = scores[order][last + 1] if last + 1 < len(order) else torch.tensor(1.0)
+    threshold = ((scores[order][last] + above) / 2).item()
+    found = {"threshold": threshold, "precision": hits[last] / (last + 1), "recall": hits[last] / hits[-1]}
+    return {name: float(value) for name, value in found.items()}
+
+
+def calibration_to(worth: Tensor, logits: Tensor, *, bins: int) -> list[dict[str, Any]]:
+    """Mean score by what the completions are worth, in bins of equal width over 0..1 (Fig 29)."""
+    scores = logits.double().sigmoid()
+    place = (worth * bins).long().clamp(max=bins - 1)
+    rows = []
+    for index in range(bins):
+        values, inside = scores[place == index].tolist(), worth[place == index]
+        if len(values) >= FEWEST:
+            mean = sum(values) / len(values)
+            rows.append({"worth": inside.mean().item(), "score": mean, "n": len(values), "interval": of_mean(values)})
+    return rows
+
+
+def histogram(chosen: Tensor, rejected: Tensor) -> dict[str, Any]:
+    """Shares of probabilities in equal bins, and how many are at the ends, where margins push them (Fig 27)."""
+    sides = {"chosen": chosen.double().sigmoid(), "rejected": rejected.double().sigmoid()}
+    both = torch.cat(list(sides.values()))
+    shares = {
+        name: (torch.histc(values, HISTOGRAM_BINS, min=0.0, max=1.0) / len(values)).tolist()
+        for name, values in sides.items()
+    }
+    outside = int(((both < 0.1) | (both > 0.9)).sum())
+    return {**shares, "outside": outside / len(both), "outside_interval": wilson(outside, len(both))}
+
+
+def tension(pairs: Sequence[Preference], helpfulness: tuple[Tensor, Tensor], safety: tuple[Tensor, Tensor]) -> Any:
+    """On pairs of a safe and an unsafe completion: is what one model likes what the other does not (Fig 32)?
+
+    Two corners are counted: unsafe completions that the helpfulness model puts above 0.5 and the safety model below it,
+    and safe ones the other way round. None without such pairs.
+    """
+    where = torch.tensor([pair.chosen_safe is True and pair.rejected_safe is False for pair in pairs], dtype=torch.bool)
+    n = int(where.sum())
+    if not n:
+        return None
+    unsafe = int(((helpfulness[1][where] > 0) & (safety[1][where] < 0)).sum())
+    safe = int(((helpfulness[0][where] < 0) & (safety[0][where] > 0)).sum())
+    apart = int(((helpfulness[0] < helpfulness[1]) & (safety[0] > safety[1]))[where].sum())
+    return {
+        "n": n,
+        "unsafe_but_helpful": {"share": unsafe / n, "interval": wilson(unsafe, n)},
+        "safe_but_unhelpful": {"share": safe / n, "interval": wilson(safe, n)},
+        "models_disagree": {"share": apart / n, "interval": wilson(apart, n)},
+    }

@@ -1,0 +1,122 @@
+"""Pairs as batches: two rows a pair, or one row in which the prompt that both completions share stands once.
+
+    two rows    prompt chosen  padding            one row    prompt chosen rejected  padding
+                prompt rejected
+
+In the one row chosen and rejected both see the prompt, go on from its positions, and do not see each other; so the
+scores are those of the two rows, for fewer tokens. With long prompts that saves up to half of them; with short prompts
+and long completions attention over the longer row costs more than the prompt does, and two rows are faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf.models.score import pad_right, read_score, token_values
+
+PROMPT, CHOSEN, REJECTED, PADDING = range(4)
+Ids = Sequence[int]
+Layout = Literal["two rows", "shared prompt"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """The layout that costs least, and what it comes to over an epoch; `padding` is a share of all its tokens."""
+
+    layout: Layout
+    tokens: int
+    padding: float
+    work: float
+    """Of this layout, relative to two rows a pair."""
+
+
+def shared_prefix(chosen: Ids, rejected: Ids) -> int:
+    """How many ids two rows begin with in common; each keeps one of its own at least, where its score is read."""
+    most = min(len(chosen), len(rejected)) - 1
+    return next((i for i in range(most) if chosen[i] != rejected[i]), most)
+
+
+def length_of(chosen: Ids, rejected: Ids, layout: Layout) -> int:
+    """The tokens of the pair's row, or of its longer one."""
+    if layout == "two rows":
+        return max(len(chosen), len(rejected))
+    return len(chosen) + len(rejected) - shared_prefix(chosen, rejected)
+
+
+def collate(pairs: Sequence[tuple[Ids, Ids]], layout: Layout, *, pad_token_id: int) -> dict[str, Tensor]:
+    """(chosen, rejected) ids to the tensors that `pair_scores` reads."""
+    if layout == "two rows":
+        rows = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
+        ids, mask = pad_right(rows, pad_token_id=pad_token_id, device="cpu")
+        return {"input_ids": ids, "attention_mask": mask}
+    width = max(length_of(*pair, layout) for pair in pairs)
+    ids = torch.full((len(pairs), width), pad_token_id, dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    segments = torch.full_like(ids, PADDING)
+    for i, (chosen, rejected) in enumerate(pairs):
+        prefix, end = shared_prefix(chosen, rejected), len(chosen)
+        row = [*chosen, *rejected[prefix:]]
+        ids[i, : len(row)] = torch.tensor(row)
+        positions[i, : len(row)] = torch.tensor([*range(end), *range(prefix, len(rejected))])
+        segments[i, :prefix], segments[i, prefix:end], segments[i, end : len(row)] = PROMPT, CHOSEN, REJECTED
+    return {"input_ids": ids, "position_ids": positions, "segments": segments}
+
+
+def pair_scores(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Scores [B] of the chosen and [B] of the rejected completions of a collated batch, each at its last token."""
+    if "segments" not in inputs:
+        values = token_values(model, inputs["input_ids"], inputs["attention_mask"])
+        chosen, rejected = read_score(values, inputs["attention_mask"]).chunk(2)
+        return chosen, rejected
+    segments = inputs["segments"]
+    seen = visible(segments)[:, None]
+    values = token_values(model, inputs["input_ids"], seen, position_ids=inputs["position_ids"])
+    return read_score(values, segments <= CHOSEN), read_score(values, segments <= REJECTED)
+
+
+def visible(segments: Tensor) -> Tensor:
+    """Who sees whom: [B, S] -> [B, S, S]. A token sees the prompt and its own side, as far as they came before it."""
+    query, key = segments[:, :, None], segments[:, None, :]
+    return ((key == query) | (key == PROMPT)).tril()
+
+
+def tokens_of(inputs: Mapping[str, Tensor]) -> int:
+    """The tokens of a collated batch that are no padding."""
+    exists = inputs["segments"] != PADDING if "segments" in inputs else inputs["attention_mask"]
+    return int(exists.sum())
+
+
+def cheapest(model: PreTrainedModel, batches: Mapping[Layout, Sequence[Sequence[tuple[Ids, Ids]]]]) -> Batching:
+    """The layout with the least work by the lengths at hand, each with its own batches of pairs.
+
+    Work is counted in multiplications: a token passes every weight, and a query meets every key of its row.
+    """
+    config = model.config
+    per_token = sum(p.numel() for name, p in model.named_parameters() if "embed_tokens" not in name)
+    per_key = 2 * config.num_hidden_layers * config.hidden_size
+    work, counted = {}, {}
+    for layout, parts in batches.items():
+        rows = 2 if layout == "two rows" else 1
+        shapes = [(rows * len(part), max(length_of(*pair, layout) for pair in part)) for part in parts]
+        work[layout] = sum(n * width * (per_token + width * per_key) for n, width in shapes)
+        real = [len(c) + len(r) if rows == 2 else length_of(c, r, layout) for part in parts for c, r in part]
+        counted[layout] = (sum(real), sum(n * width for n, width in shapes))
+    able = [layout for layout in batches if layout == "two rows" or can_share(model)]
+    layout = min(able, key=lambda name: work[name])
+    tokens, padded = counted[layout]
+    return Batching(layout, tokens, 1 - tokens / padded, work[layout] / work["two rows"])
+
+
+def can_share(model: Any) -> bool:
+    """Whether the model takes a mask of our own: scaled-dot-product attention over the whole context does."""
+    config = model.config
+    kinds = getattr(config, "layer_types", None)
+    windows = set(kinds) != {"full_attention"} if kinds else getattr(config, "sliding_window", None) is not None
+    return config._attn_implementation == "sdpa" and not windows

@@ -1,0 +1,86 @@
+"""The report on a pair of real, small reward models: whole, and by hand where a number can be."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from rlhf.data.types import Preference, Turn
+from rlhf.evaluation.reward_report import examine, matched, rating_mix, score_pairs, staleness
+from rlhf.models.reward_models import RewardModels
+
+
+def pair(i, rating="better", safe=(None, None), source="people"):
+    words = ("take the key", "open the door", "good luck", "in the house")
+    chosen, rejected = f"{words[i % 4]} {i} .", f"{words[(i + 1) % 4]} {i} {i} !"
+    return Preference(f"p{i}", (Turn("user", f"how {i} ?"),), chosen, rejected, source, rating, *safe, is_safety=False)
+
+
+def scores(*values):
+    return torch.tensor(values)
+
+
+@pytest.fixture
+def models(reward_model, tokenizer):
+    safety = copy.deepcopy(reward_model)
+    with torch.no_grad():
+        safety.score.weight.copy_(safety.score.weight.roll(1))
+    return RewardModels(reward_model, safety, tokenizer.pad_token_id, tokenizer.eos_token_id)
+
+
+def test_the_whole_report_is_json_and_covers_both_domains(models, tokenizer):
+    bins = [(True, False), (True, True), (False, False)]
+    test = {
+        "helpfulness": [pair(i, ("significantly", "negligibly")[i % 2], source=f"s{i % 2}") for i in range(12)],
+        "safety": [pair(i, None, bins[i % 3]) for i in range(30)],
+    }
+    found = examine(models, tokenizer, trained_on={name: test[name] for name in test}, test=test, threshold=0.15)
+    json.dumps(found, allow_nan=False)
+    for name in ("helpfulness", "safety"):
+        assert found[name]["helpfulness"]["pairs"] == {"significantly": 6, "negligibly": 6, "all": 12}
+        assert found[name]["safety"]["pairs"] == {"all": 30}
+        assert {row["n"] for row in found[name][name]["baselines"].values()} == {len(test[name])}
+        swapped = found[name]["swapped"]
+        assert (swapped["consistent"], swapped["n"]) == (1.0, len(test[name]))
+        assert swapped["largest_difference"] < 1e-4
+        assert found[name]["worst"][0]["chosen_score"] < found[name]["worst"][0]["rejected_score"]
+    assert set(found["helpfulness"]["helpfulness"]["by_source"]) == {"s0", "s1"}
+    assert set(found["safety"]["safety"]["by_safety"]) == {"safe_over_unsafe", "both_safe", "both_unsafe"}
+    assert found["safety"]["unsafe"] == 30  # one, none and two of every three pairs
+    assert found["safety"]["tension"]["n"] == 10
+    assert found["safety"]["pointwise"]["against"] == "safety label"
+    assert "unsafe" not in found["helpfulness"]
+    assert "pointwise" not in found["helpfulness"]  # neither gold nor labels
+
+
+def test_scores_of_pairs_stay_with_their_pairs(models, tokenizer):
+    rows = [pair(i) for i in range(5)]
+    chosen, rejected = score_pairs(models.helpfulness, tokenizer, rows)
+    for i, row in enumerate(rows):
+        alone = score_pairs(models.helpfulness, tokenizer, [row])
+        assert (chosen[i].item(), rejected[i].item()) == pytest.approx((alone[0].item(), alone[1].item()), abs=1e-4)
+
+
+def test_staleness_by_hand():
+    rows = [pair(i, rating) for i, rating in enumerate(("better", "better", "slightly", "slightly"))]
+    by_round = {
+        "reward-1": (scores(1.0, 1.0, 1.0, 1.0), scores(2.0, 2.0, 2.0, 2.0)),
+        "reward-2": (scores(1.0, 0.0, 0.0, 0.0), scores(0.0, 1.0, 1.0, 1.0)),
+        "reward-3": (scores(1.0, 1.0, 1.0, 0.0), scores(0.0, 0.0, 0.0, 1.0)),
+    }
+    own_rows = [pair(0, "better"), pair(1, "slightly"), pair(2, "slightly"), pair(3, "slightly"), pair(4, "slightly")]
+    own = (scores(1.0, 1.0, 0.0, 0.0, 0.0), scores(0.0, 0.0, 1.0, 1.0, 1.0)), own_rows
+    found = staleness(by_round, rows, own=own)
+    assert [row["accuracy"] for row in found["on_newest"].values()] == [0.0, 0.25, 0.75]
+    assert found["refreshing_gains"]["mean"] == 0.5  # of the last over the one before it
+    # Its own round: better 1/1, slightly 1/4, 2/5 in all; with halves of each, as in the newest pairs, 1/2 + 1/8.
+    assert found["on_its_own"]["accuracy"] == pytest.approx(0.4)
+    assert found["on_its_own"]["matched"] == 0.625
+
+
+def test_nothing_is_matched_to_a_rating_that_was_not_given():
+    rows = [pair(0, "better"), pair(1, "slightly")]
+    assert rating_mix([*rows, pair(2, None)]) == {"significantly": 0, "better": 0.5, "slightly": 0.5, "negligibly": 0}
+    assert matched({"accuracy": {"better": 0.7, "all": 0.7}}, rows) is None
+    assert matched({"accuracy": {"better": 0.7}}, [pair(0, None)]) is None
