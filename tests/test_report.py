@@ -54,6 +54,10 @@ def plan() -> list[Step]:
     return [*steps, Step("evaluate", "evaluate", {"policies": POLICIES})]
 
 
+def share(value: float) -> dict[str, Any]:
+    return {"accuracy": value, "n": 400, "interval": [value - 0.05, value + 0.05]}
+
+
 def results() -> dict[str, Any]:
     """What stage evaluate leaves, with plausible numbers."""
     gold = dict(zip(POLICIES, (0.06, 0.35, 0.49, 0.58, 0.57, 0.66), strict=True))
@@ -93,8 +97,40 @@ def results() -> dict[str, Any]:
         },
         "safety": {
             "helpfulness": other | {"pairs": pairs},
-            "safety": own | {"pairs": pairs, "interval": {r: [v - 0.05, v + 0.05] for r, v in own["accuracy"].items()}},
+            "safety": own
+            | {
+                "pairs": pairs,
+                "interval": {r: [v - 0.05, v + 0.05] for r, v in own["accuracy"].items()},
+                "by_safety": {"both_safe": share(0.57), "both_unsafe": share(0.6)},
+                "baselines": {
+                    "bag_of_words": share(0.71) | {"gain": {"mean": 0.04, "interval": [0.01, 0.07]}},
+                    "length": share(0.55) | {"rule": "shorter wins", "gain": {"mean": 0.2, "interval": [0.1, 0.3]}},
+                },
+            },
             "calibration": calibration,
+            "histogram": {"chosen": [0.05] * 20, "rejected": [0.05] * 20, "outside": 0.2},
+            "pointwise": {"against": "gold", "bins": [{"worth": w, "score": 0.2 + w / 2, "n": 40} for w in (0.1, 0.9)]},
+            "threshold_curve": [
+                {"threshold": t, "precision": 1 - t / 2, "recall": t} if t > 0.1 else {"threshold": t, "recall": 0.0}
+                for t in (0.05, 0.3, 0.6, 0.9)
+            ],
+            "operating_point": {"threshold": 0.31, "precision": 0.89, "recall": 0.62},
+            "swapped": {"consistent": 1.0, "largest_difference": 2e-6, "n": 200},
+            "batches": {"layout": "shared prompt", "tokens": 1000, "padding": 0.034, "work": 0.7},
+            "staleness": {"on_newest": {f"reward-{i}": share(0.6 + i / 20) for i in (1, 2)}},
+            "rating_mix": {"preferences-1": dict.fromkeys(ratings[:4], 0.25)},
+            "worst": [
+                {
+                    "id": "p1",
+                    "source": "people",
+                    "rating": "slightly",
+                    "prompt": [{"role": "user", "content": "how do i open the box ?"}],
+                    "chosen": HOSTILE,
+                    "rejected": "take the lid",
+                    "chosen_score": -2.5,
+                    "rejected_score": 1.5,
+                }
+            ],
             "threshold": 0.15,
             "unsafe_recall": 0.91,
             "unsafe_precision": 0.97,
@@ -281,6 +317,23 @@ def test_the_page_is_whole_small_and_asks_for_nothing(finished: tuple[dict[str, 
             assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
     assert not re.search(r"url\((?!#)|@import", text)
     assert "default-src 'none'" in text
+
+
+def test_the_reward_models_section_says_what_was_measured(finished: tuple[dict[str, Any], Path]) -> None:
+    """Each figure beside its neighbours: the model, the bag of words, the paired gain, the rule."""
+    text = (finished[1] / "report.html").read_text()
+    rows = [re.sub(r"<[^>]+>|\s+", " ", row) for row in re.findall(r"<tr.*?</tr>", text, flags=re.DOTALL)]
+    (beside,) = [row.split() for row in rows if "shorter wins" in row]
+    assert beside[:4] == ["safety", "on", "safety", "0.75"]
+    assert "0.71" in beside
+    assert "+0.04" in beside
+    (sound,) = [row for row in rows if "shared prompt" in row]
+    assert ("100%" in sound, "2.0e-06" in sound, "3%" in sound, "0.31" in sound, "62%" in sound) == (True,) * 5
+    for title in ("its scores", "score by worth", "unsafe answers found"):
+        assert f"Safety model: {title}" in text
+    assert any("reward-2" in row and "0.70" in row for row in rows)
+    assert any("both unsafe" in row and "0.60" in row for row in rows)
+    assert "take the lid" in text
 
 
 def test_hostile_text_stays_text(finished: tuple[dict[str, Any], Path]) -> None:

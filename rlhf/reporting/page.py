@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlhf.origins import show
-from rlhf.reporting import figures, table
+from rlhf.reporting import figures, rewards, table
 from rlhf.reporting.text import duration, percent, two_places
 
 FOLDER = Path(__file__).parent
@@ -68,6 +68,9 @@ def draw(
         gate=table.gate_sheet(report),
         accuracy_charts=figures.accuracy_charts(report),
         calibration_charts=figures.calibration_charts(report),
+        reward_charts=rewards.charts(report),
+        reward_sheets=rewards.sheets(report),
+        worst_pairs=[worst_pair(row) for row in rewards.worst(report)],
         best_of_charts=figures.best_of_charts(report),
         temperature_charts=figures.temperature_charts(report),
         ppo_charts=figures.ppo_charts(ppo),
@@ -115,6 +118,17 @@ def sample(row: Mapping[str, Any]) -> dict[str, Any]:
         replies.append({"policy": policy, "text": _cut(str(reply.get("text", ""))), "scores": scores})
     said = [{"role": str(t.get("role", "user")), "content": _cut(str(t.get("content", "")))} for t in said]
     return {"kind": row.get("kind", ""), "turns": said, "replies": replies}
+
+
+def worst_pair(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A pair that a reward model got wrong, as a sample whose replies are its two sides."""
+    replies = [
+        {"policy": side, "text": _cut(str(row[side])), "scores": [("score", two_places(row[f"{side}_score"]))]}
+        for side in ("chosen", "rejected")
+    ]
+    turns = [{"role": str(t["role"]), "content": _cut(str(t["content"]))} for t in row["prompt"]]
+    kind = ", ".join(str(part) for part in (row["model"], row.get("source"), row.get("rating")) if part)
+    return {"kind": kind, "turns": turns, "replies": replies}
 
 
 def claims(found: Mapping[str, Any]) -> list[dict[str, str]]:
