@@ -28,7 +28,8 @@ SMALL = [
     "rejection.samples_per_prompt=4",
     "rejection.temperature_prompts=8",
     "rejection.epochs=1",
-    *(f"{stage}.reward_gate=warn" for stage in ("rejection", "distill", "gatt", "ppo")),  # so short a training is near chance
+    # So short a training is near chance.
+    *(f"{stage}.reward_gate=warn" for stage in ("rejection", "gatt", "ppo")),
     "gatt.dialogues=6",
     "gatt.max_turns=4",
     "gatt.epochs=1",

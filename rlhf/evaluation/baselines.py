@@ -27,7 +27,8 @@ def length_rule(train: Sequence[Preference], test: Sequence[Preference]) -> tupl
 
 
 def bag_of_words(train: Sequence[Preference], test: Sequence[Preference]) -> Tensor:
-    """Logistic regression on the difference of two answers' TF-IDF weights of words and pairs of words: [N] gaps."""
+    """Logistic regression on what two answers differ in: TF-IDF of words and word pairs, and length. [N] gaps."""
+    from scipy.sparse import csr_matrix, hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
@@ -37,8 +38,14 @@ def bag_of_words(train: Sequence[Preference], test: Sequence[Preference]) -> Ten
         words.fit([text for pair in train for text in (pair.chosen, pair.rejected)])
     except ValueError:  # no word occurs twice: there is nothing to learn from
         return torch.zeros(len(test))
+    scale = _longer(train).std().clamp(min=1.0)  # TF-IDF weights are normalised, which takes the length away
     learned, asked = (
-        words.transform([pair.chosen for pair in side]) - words.transform([pair.rejected for pair in side])
+        hstack(
+            [
+                words.transform([pair.chosen for pair in side]) - words.transform([pair.rejected for pair in side]),
+                csr_matrix((_longer(side) / scale)[:, None].numpy()),
+            ]
+        ).tocsr()
         for side in (train, test)
     )
     # Every second pair the other way round, so that there are two classes; without an intercept no side is preferred.
