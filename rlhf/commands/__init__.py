@@ -90,10 +90,14 @@ COMMANDS = (
     ),
     Command(
         "check",
-        "check an export against what was trained",
-        "Exit code 1 if anything differs.",
-        ("rlhf check parity", "rlhf check parity policy=sft path=models/sft"),
-        words={"parity": "ids, logits and greedy answers of an export, token by token, against the trained policy"},
+        "check the data of a recipe before it is trained on, or an export against what was trained",
+        "Data: with stage=NAME, only what that stage reads; problems that would stop a stage give exit code 65.\n"
+        "An export: exit code 1 if anything differs.",
+        ("rlhf check data", "rlhf check data stage=reward config=hh", "rlhf check parity policy=sft path=models/sft"),
+        words={
+            "data": "rows, repeats, leaks between training and tests, and which tokens would bear loss",
+            "parity": "ids, logits and greedy answers of an export, token by token, against the trained policy",
+        },
         options={
             "policy": EXPORT["policy"],
             "path": "the exported folder                      [runs/RUN/export/POLICY]",

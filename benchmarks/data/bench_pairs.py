@@ -1,0 +1,86 @@
+"""A million preference lines (about 400 MB): how long checking and preparing them takes, and how much memory.
+
+    python benchmarks/data/bench_pairs.py [LINES] [FOLDER]
+
+The lines are written to FOLDER (the system's temporary folder by default) and deleted afterwards. Each part runs in a
+process of its own; memory is its peak above the peak of a process that only imports what the part needs.
+"""
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WORDS = ["the", "door", "key", "house", "open", "take", "bread", "paint", "river", "stone", "light", "garden", "window"]
+IMPORTS = "import numpy, rlhf.cli, rlhf.doctor.rows, rlhf.doctor.show, rlhf.commands.check, rlhf.data.feed, rlhf.config"
+PEAK = "import resource; print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+CHECK = f"""
+import sys
+from rlhf.cli import main
+code = main(["check", "data", "stage=reward", "config=hh", "runs_dir=" + sys.argv[2],
+             "reward.data=[{{name: pairs, path: " + sys.argv[1] + "}}]"])
+assert code == 0, code
+assert "torch" not in sys.modules
+{PEAK}
+"""
+PREPARE = f"""
+import sys
+from rlhf.data import feed, mixing
+from rlhf.schema import Source
+found = feed.preferences([Source(name="pairs", path=sys.argv[1])], test_share=0.1, say=print)["helpfulness"]
+order = mixing.random.Random(0).sample(range(len(found.train)), len(found.train) // 10)
+assert all(found.train[i].chosen for i in order)  # read in random order, as training does
+{PEAK}
+"""
+
+
+def write(path: Path, lines: int) -> None:
+    """Pairs of one prompt each, with ratings, about 400 bytes a line."""
+    rng = random.Random(0)
+    ratings = ("significantly", "better", "slightly", "negligibly")
+    with path.open("w") as file:
+        for number in range(lines):
+            prompt, chosen, rejected = (" ".join(rng.choices(WORDS, k=count)) for count in (14, 26, 26))
+            row = {"id": f"p{number}", "prompt": f"{prompt} {number}", "chosen": chosen, "rejected": rejected}
+            file.write(json.dumps(row | {"rating": rng.choice(ratings), "source": "made up"}) + "\n")
+
+
+def measured(script: str, *arguments: str) -> tuple[str, int, str]:
+    """Seconds, peak MB and what was said by a fresh process."""
+    began, cpu = time.perf_counter(), cpu_seconds()
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    *said, peak = done.stdout.strip().splitlines()
+    seconds = f"{time.perf_counter() - began:.1f} s ({cpu_seconds() - cpu:.1f} s of CPU)"
+    return seconds, int(peak.split()[1]), "\n".join(said)
+
+
+def cpu_seconds() -> float:
+    """What finished children have used so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def main() -> None:
+    """Write, check, prepare, say."""
+    lines = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    with tempfile.TemporaryDirectory(dir=sys.argv[2] if len(sys.argv) > 2 else None) as folder:
+        path = Path(folder) / "pairs.jsonl"
+        write(path, lines)
+        print(f"{lines:,} lines, {path.stat().st_size / 1e6:,.0f} MB")
+        _, baseline, _ = measured(f"{IMPORTS}\n{PEAK}")
+        print(f"imports alone: {baseline} MB")
+        for name, script in (("check data", CHECK), ("prepare, and read a tenth in random order", PREPARE)):
+            seconds, peak, said = measured(script, str(path), folder)
+            print(f"{name}: {seconds}, {peak} MB, {peak - baseline} MB above the imports")
+            print("    " + said.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
