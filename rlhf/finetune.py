@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.chat import encode_dialogue, labels
 from rlhf.data.collate import Row, pack
+from rlhf.data.fit import Fit
 from rlhf.data.types import Dialogue
 from rlhf.errors import DataError
 from rlhf.pipeline import Job
@@ -32,22 +33,22 @@ def fine_tune(
         last_answer_only: ids of dialogues whose earlier answers are context and bear no loss (Ghost Attention, 3.3).
 
     Raises:
-        DataError: if a dialogue is longer than the context; nothing is cut without being asked.
+        DataError: if a dialogue is longer than the context, and the recipe doesn't say what to do then.
     """
     config: FineTune = job.config
     length = job.recipe.model.max_length
-    rows = []
+    rows, fit = [], Fit(length, job.recipe.data.too_long)
     for dialogue in dialogues:
         where = f"{job.name}, dialogue {dialogue.id} of {dialogue.source}"
         encoded = encode_dialogue(tokenizer, dialogue.turns, where=where)
-        if len(encoded.input_ids) > length:
-            raise DataError(
-                f"{len(encoded.input_ids)} tokens, the context holds {length}",
-                where=where,
-                hints=["raise model.max_length", "or leave such dialogues out of the data"],
-            )
         train_on: TrainOn = "last_answer" if dialogue.id in last_answer_only else "all_answers"
-        rows.append(Row(encoded.input_ids, labels(encoded, train_on=train_on)))
+        row = fitted(Row(encoded.input_ids, labels(encoded, train_on=train_on)), encoded.owner, fit, where)
+        if row is not None:
+            rows.append(row)
+    if fit:
+        job.track.say(str(fit))
+    if not rows:
+        raise DataError("every dialogue is longer than the context", where=job.name, hints=["raise model.max_length"])
     packed = pack(rows, length=max(config.row_length or length, max(len(row.input_ids) for row in rows)))
     total = steps_of(len(packed), batch_size=config.batch_size, epochs=config.epochs)
     schedule = Schedule(
@@ -62,3 +63,13 @@ def fine_tune(
     job.track.say(f"{len(rows):,} dialogues, {tokens:,} tokens, {trained / tokens:.0%} of them bear loss")
     job.track.say(f"packed into {len(packed):,} rows, {total} steps")
     fit_lm(policy, tokenizer, packed, schedule, config, seed=job.seed, track=job.track, what=job.name.partition("-")[0])
+
+
+def fitted(row: Row, owner: Sequence[int], fit: Fit, where: str) -> Row | None:
+    """The dialogue without its start where it is too long: all but the last answer counts as prompt then."""
+    last = owner.index(max(owner))
+    kept = fit.prompt(range(last), len(owner) - last, where=where)
+    if kept is None or len(kept) == last:
+        return None if kept is None else row
+    places = [*kept, *range(last, len(owner))]
+    return Row([row.input_ids[i] for i in places], [row.labels[i] for i in places])

@@ -60,6 +60,7 @@ def replay(
         world=world,
         mix=feed.both_domains(world),
         side="train",
+        test_share=job.recipe.data.test_share,
         say=job.track.say,
     )
     seed, threshold = job.seed_of("replay"), job.config.safety_threshold

@@ -62,6 +62,7 @@ def asked(job: Job) -> list[Prompt]:
         world=world,
         mix={"unsafe": 1.0} if adversarial else feed.both_domains(world),
         side="train",
+        test_share=job.recipe.data.test_share,
         say=job.track.say,
     )
     return list({prompt.turns: prompt for prompt in drawn if prompt.is_safety or not adversarial}.values())

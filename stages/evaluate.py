@@ -98,6 +98,7 @@ def heldout_prompts(e: Evaluation, count: int, label: str, kinds=QUARTERS) -> li
             world=world.model_copy(update={"instruction_share": float(instructed)}),
             mix={kind: 1.0},
             side="test",
+            test_share=e.job.recipe.data.test_share,
             say=e.job.track.say,
         )
         # No question twice: the same text again is no further evidence.
@@ -213,6 +214,7 @@ def multi_turn(e: Evaluation) -> dict[str, Any]:
         seed=e.job.seed_of("multi-turn"),
         held_out=True,
         stage="evaluate",
+        test_share=e.job.recipe.data.test_share,
     )
     found: dict[str, Any] = {"n": len(conversations), "before_policy": before, "after_policy": after}
     shown = {"before": before, "after": after} | ({"final": names[-1]} if names[-1] != after else {})

@@ -58,6 +58,7 @@ def conversations_of(job: Job, policy, tokenizer) -> list[Conversation]:
             stage="gatt",
             lists=lists,
             change_share=config.change_share,
+            test_share=job.recipe.data.test_share,
             say=job.track.say,
         )
     said = self_play(job, policy, tokenizer)
@@ -95,6 +96,7 @@ def self_play(job: Job, policy, tokenizer) -> list[Said]:
         world=world.model_copy(update={"instruction_share": 0.0}),
         mix=feed.both_domains(world),
         side="train",
+        test_share=job.recipe.data.test_share,
         say=job.track.say,
     )
     rng = random.Random(job.seed_of("lengths"))

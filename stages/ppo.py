@@ -112,6 +112,7 @@ def prompts_of(job: Job, count: int, *, label: str, side: feed.Side) -> list[Pro
         world=world,
         mix=feed.both_domains(world),
         side=side,
+        test_share=job.recipe.data.test_share,
         say=job.track.say,
     )
 

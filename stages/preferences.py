@@ -56,6 +56,7 @@ def prompts_of(job: Job, domain: str, *, side: feed.Side) -> list[Prompt]:
         world=world,
         mix=world.helpfulness_mix if domain == "helpfulness" else world.safety_mix,
         side=side,
+        test_share=job.recipe.data.test_share,
         say=job.track.say,
     )
 

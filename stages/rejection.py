@@ -151,6 +151,7 @@ def training_prompts(job, *, side: feed.Side, count: int) -> list[Prompt]:
         world=world,
         mix=feed.both_domains(world),
         side=side,
+        test_share=job.recipe.data.test_share,
         say=job.track.say,
     )
     return list({prompt_digest(prompt): prompt for prompt in drawn}.values())

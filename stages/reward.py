@@ -6,6 +6,7 @@ from typing import Any
 
 from rlhf.data import feed, mixing
 from rlhf.data.chat import encode_completion, encode_prompt
+from rlhf.data.fit import Fit
 from rlhf.data.types import Preference, write_jsonl
 from rlhf.errors import DataError
 from rlhf.evaluation.reward_report import DOMAINS, examine
@@ -87,7 +88,7 @@ def gather(job: Job) -> tuple[dict[str, list[Preference]], dict[str, list[Prefer
             train[domain] += feed.stored(artefact / f"{domain}.train.jsonl", Preference)
             test[domain] += feed.stored(artefact / f"{domain}.test.jsonl", Preference)
     if job.config.data:
-        public = feed.preferences(job.config.data, test_share=job.config.test_share, say=job.track.say)
+        public = feed.preferences(job.config.data, test_share=job.recipe.data.test_share, say=job.track.say)
         for domain in DOMAINS:
             train[domain] += public[domain].train
             test[domain] += public[domain].test
@@ -103,22 +104,18 @@ def gather(job: Job) -> tuple[dict[str, list[Preference]], dict[str, list[Prefer
 
 def encode(job: Job, tokenizer, rows: Sequence[Preference]) -> list[Pair]:
     """Pairs as ids with their margins; what can't be trained on is an error with the row's name."""
-    config, limit = job.config, job.recipe.model.max_length
+    config, fit = job.config, Fit(job.recipe.model.max_length, job.recipe.data.too_long)
     unrated = unrated_margin(job, rows)
     pairs = []
     for row in rows:
         where = f"pair {row.id} of {row.source}"
-        prompt = encode_prompt(tokenizer, row.prompt, where=where)
-        chosen = prompt + encode_completion(tokenizer, row.chosen, where=where)
-        rejected = prompt + encode_completion(tokenizer, row.rejected, where=where)
-        if chosen == rejected:
+        answers = [encode_completion(tokenizer, text, where=where) for text in (row.chosen, row.rejected)]
+        if answers[0] == answers[1]:
             raise DataError("chosen and rejected are the same tokens", where=where, hints=["leave the pair out"])
-        if max(len(chosen), len(rejected)) > limit:
-            raise DataError(
-                f"{max(len(chosen), len(rejected))} tokens, the context holds {limit}",
-                where=where,
-                hints=["raise model.max_length", "or leave the pair out"],
-            )
+        prompt = fit.prompt(encode_prompt(tokenizer, row.prompt, where=where), max(map(len, answers)), where=where)
+        if prompt is None:
+            continue
+        chosen, rejected = (prompt + answer for answer in answers)
         pairs.append(
             Pair(
                 chosen,
@@ -128,6 +125,8 @@ def encode(job: Job, tokenizer, rows: Sequence[Preference]) -> list[Pair]:
                 rejected_safe=float("nan") if row.rejected_safe is None else float(row.rejected_safe),
             )
         )
+    if fit:
+        job.track.say(str(fit))
     return pairs
 
 

@@ -11,7 +11,12 @@ def run(job: Job) -> None:
     """Leave `checkpoint/`, and the demonstrations, from which later rounds take a share."""
     # Data first: a bad row is said before any model is loaded.
     dialogues = feed.demonstrations(
-        job.config.data, seed=job.seed, stage="sft", world=job.recipe.microworld, say=job.track.say
+        job.config.data,
+        seed=job.seed,
+        stage="sft",
+        world=job.recipe.microworld,
+        test_share=job.recipe.data.test_share,
+        say=job.track.say,
     )
     write_jsonl(job.out / "demonstrations.jsonl", dialogues)
     start = job.one("base") / "checkpoint"

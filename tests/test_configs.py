@@ -171,6 +171,7 @@ def test_every_stage_has_its_section():
     assert {name.partition(".")[0] for name in known_settings() if "." in name} == {
         *STAGES,
         "model",
+        "data",
         "microworld",
         "generation",
     }

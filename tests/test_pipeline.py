@@ -188,7 +188,7 @@ def test_the_manifest_says_what_made_the_artefact_and_what_it_cost(world):
         manifest
     )
     assert manifest["config"]["seed"] == 0
-    assert set(manifest["config"]) == {"seed", "model", "microworld", "base"}
+    assert set(manifest["config"]) == {"seed", "model", "data", "microworld", "base"}
     assert list(manifest["code"]) == [f"{world.package}/base.py"]
     assert manifest["seeds"]["step"] == pipeline.derive_seed(0, "base")
     assert manifest["seconds"] >= 0
@@ -282,7 +282,7 @@ def test_reuse_does_not_hide_a_changed_setting(world):
 def test_code_reaches_through_imports_but_not_to_the_bookkeeping(world):
     world.write("base", "from rlhf.pipeline import Job\nfrom rlhf.data.types import Turn\n" + STAGE)
     code = fingerprint.code_of(f"{world.package}.base")
-    assert list(code) == [f"{world.package}/base.py", "rlhf/data/types.py"]
+    assert list(code) == [f"{world.package}/base.py", "rlhf/data/lines.py", "rlhf/data/types.py"]
     world.write("base", "def run(job):\n    from rlhf.data import pool\n")
     deep = fingerprint.code_of(f"{world.package}.base")
     assert {"rlhf/data/pool.py", "rlhf/data/types.py"} <= set(deep)  # pool.py imports types.py

@@ -8,15 +8,21 @@ hold out prompts.
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
-from rlhf.data import sources
+from rlhf.data import formats, sources
 from rlhf.data.conversations import Conversation, Drawn, said_in, under_instructions, with_changes
 from rlhf.data.instructions import WITHDRAWAL
+from rlhf.data.ledger import SIDES, Ledger, side_used
+from rlhf.data.sources import Counts
+from rlhf.data.split import Side, prompt_digest, prompt_of
+from rlhf.data.spool import Rows, Spool
 from rlhf.data.types import Dialogue, Preference, Prompt, read_jsonl
 from rlhf.errors import ConfigError, DataError
 from rlhf.microworld import corpus
@@ -25,17 +31,17 @@ from rlhf.schema import MICROWORLD, MicroworldConfig, Source
 
 Say = Callable[[str], None]
 Row = TypeVar("Row", Dialogue, Preference, Prompt)
-HELD_OUT_SHARE = 0.1  # of the prompts of a public set, for each of validation and test
-SPLIT = 0  # public sets are split alike whatever the seed of the run, or one stage would train on what another tests
-Side = Literal["train", "validation", "test"]
+Domain = Literal["helpfulness", "safety"]
+DOMAINS: tuple[Domain, ...] = get_args(Domain)
+TEST = SIDES.index("test")
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Rows to train on and rows held out, without a prompt in common."""
+    """Pairs to train on and pairs held out, without a prompt in common; they are read from disk as they are used."""
 
-    train: list[Preference]
-    test: list[Preference]
+    train: Sequence[Preference]
+    test: Sequence[Preference]
 
 
 def texts(given: Sequence[Source], *, words: int, seed: int, stage: str, say: Say) -> list[str]:
@@ -50,17 +56,26 @@ def texts(given: Sequence[Source], *, words: int, seed: int, stage: str, say: Sa
 
 
 def demonstrations(
-    given: Sequence[Source], *, seed: int, stage: str, world: MicroworldConfig, say: Say
+    given: Sequence[Source], *, seed: int, stage: str, world: MicroworldConfig, test_share: float, say: Say
 ) -> list[Dialogue]:
-    """Dialogues to imitate (3.1)."""
+    """Dialogues to imitate (3.1): all of a source, or with `use: split` those whose prompt is not tested."""
     rows: list[Dialogue] = []
     for source in _some(given, stage):
         if source.name == MICROWORLD:
             mix = corpus.DemonstrationMix(cautioned=world.caution_share)
             rows += corpus.demonstrations(random.Random(seed), source.limit or 2500, mix)
         else:
-            rows += sources.load_dialogues(source, say=say)
+            rows += _not_tested(source, sources.load_dialogues(source, say=say), test_share, say)
     return rows
+
+
+def _not_tested(source: Source, rows: list[Dialogue], test_share: float, say: Say) -> list[Dialogue]:
+    if source.use is None:
+        return rows
+    sides = [side_used(source, prompt_digest(prompt_of(row)), test_share=test_share) for row in rows]
+    kept = [row for row, side in zip(rows, sides, strict=True) if side != "test"]
+    say(f"{source.name}: {len(kept):,} dialogues to train on, {len(rows) - len(kept):,} held out by prompt")
+    return kept
 
 
 def both_domains(world: MicroworldConfig) -> dict[str, float]:
@@ -77,6 +92,7 @@ def prompts(
     world: MicroworldConfig,
     mix: Mapping[str, float],
     side: Side,
+    test_share: float,
     say: Say,
 ) -> list[Prompt]:
     """At most `count` prompts of one side of the split.
@@ -90,7 +106,7 @@ def prompts(
             share = world.instruction_share
             rows += _microworld(random.Random(seed), count, mix=mix, instruction_share=share, side=side)
         else:
-            rows += _public(source, say)[side]
+            rows += _public(source, test_share, say)[side]
     random.Random(seed).shuffle(rows)
     return rows[:count]
 
@@ -106,6 +122,7 @@ def conversations(
     stage: str,
     lists: Drawn | None = None,
     change_share: float = 0.0,
+    test_share: float,
     say: Say = print,
 ) -> list[Conversation]:
     """What users say over many turns, each under one instruction (3.3), a share of them changed on the way.
@@ -126,7 +143,7 @@ def conversations(
                 hints=[f"use {stage}.data=[{{name: {MICROWORLD}}}]"],
             )
         else:
-            side = _dialogues(source, say)["test" if held_out else "train"]
+            side = _dialogues(source, test_share, say)[held_out]
             said = [said_in(dialogue, is_safety=source.kind == "safety") for dialogue in side]
             name = f"{stage}-{source.name}"
             rows = under_instructions(said, lists, count, turns=turns, seed=seed, prefix=name, source=source.name)
@@ -139,16 +156,48 @@ def conversations(
     return found
 
 
-def preferences(given: Sequence[Source], *, test_share: float, say: Say) -> dict[str, Split]:
-    """Pairs of public sets by domain, part of the prompts held out."""
-    found = {domain: Split([], []) for domain in ("helpfulness", "safety")}
+def preferences(given: Sequence[Source], *, test_share: float, say: Say) -> dict[Domain, Split]:
+    """Pairs of public sets by domain, part of the prompts held out.
+
+    A pair stands once, none is contradicted by another, and no prompt is on both sides: DataError, or left out and
+    counted, as the source says.
+    """
+    spool, ledger = Spool(Preference), Ledger(test_share)
+    read: list[tuple[Source, Counts, range]] = []
     for source in given:
-        rows = sources.load_preferences(source, say=say)
-        train, test = sources.split_by_prompt(rows, test_share=test_share, seed=SPLIT)
-        found[source.kind].train.extend(train)
-        found[source.kind].test.extend(test)
-        say(f"{source.name}: {len(train):,} pairs to train on, {len(test):,} held out by prompt")
-    return found
+        counts, start = Counts(source.name), len(spool)
+        for raw, pair in islice(sources.usable(source, formats.preference, counts), source.limit):
+            ledger.add(pair, raw.where, source)
+            spool.append(pair)
+        if not counts.used:
+            raise sources.empty(source, counts)
+        read.append((source, counts, range(start, len(spool))))
+    left_out = _left_out(ledger, read)
+    found: dict[Domain, tuple[array[int], array[int]]] = {domain: (array("Q"), array("Q")) for domain in DOMAINS}
+    for source, counts, numbers in read:
+        sides = array("Q"), array("Q")
+        for number in numbers:
+            if number not in left_out:
+                sides[ledger.sides[number] == TEST].append(number)
+        say(str(counts))
+        say(f"{source.name}: {len(sides[0]):,} pairs to train on, {len(sides[1]):,} held out by prompt")
+        for all_of, some in zip(found[source.kind], sides, strict=True):
+            all_of.extend(some)
+    return {domain: Split(Rows(spool, train), Rows(spool, test)) for domain, (train, test) in found.items()}
+
+
+def _left_out(ledger: Ledger, read: Sequence[tuple[Source, Counts, range]]) -> set[int]:
+    """Pairs that stand twice, contradict each other or leak, counted under their reason."""
+    left_out: set[int] = set()
+    for finding in ledger.findings():
+        for number in {finding.pair, finding.other} if finding.both else {finding.pair}:
+            source, counts, _ = next(entry for entry in read if number in entry[2])
+            if source.on_bad_row == "error":
+                raise DataError(str(finding), where=finding.where, hints=[finding.hint, sources.DROP])
+            if number not in left_out:
+                left_out.add(number)
+                counts.drop(finding.what)
+    return left_out
 
 
 def stored(path: Path, kind: type[Row]) -> list[Row]:
@@ -172,19 +221,22 @@ def _microworld(
 
 
 @lru_cache(maxsize=8)
-def _dialogues(source: Source, say: Say) -> dict[Side, list[Dialogue]]:
-    """Dialogues of a public set to train on, and those held out."""
-    rows = sources.load_dialogues(source, say=say)
-    train, test = sources.split_by_prompt(rows, test_share=HELD_OUT_SHARE, seed=SPLIT)
-    return {"train": train, "test": test}
+def _dialogues(source: Source, test_share: float, say: Say) -> dict[bool, list[Dialogue]]:
+    """Dialogues of a public set by whether they are held out; read once."""
+    found: dict[bool, list[Dialogue]] = {True: [], False: []}
+    for row in sources.load_dialogues(source, say=say):
+        side = side_used(source, prompt_digest(prompt_of(row)), test_share=test_share)
+        found[side == "test"].append(row)
+    return found
 
 
 @lru_cache(maxsize=8)
-def _public(source: Source, say: Say) -> dict[Side, list[Prompt]]:
+def _public(source: Source, test_share: float, say: Say) -> dict[Side, list[Prompt]]:
     """Prompts of a public set by side; read once, and split as the pairs of the set are."""
-    rest, test = sources.split_by_prompt(sources.load_prompts(source, say=say), test_share=HELD_OUT_SHARE, seed=SPLIT)
-    train, validation = sources.split_by_prompt(rest, test_share=HELD_OUT_SHARE, seed=SPLIT + 1)
-    return {"train": train, "validation": validation, "test": test}
+    found: dict[Side, list[Prompt]] = {side: [] for side in SIDES}
+    for prompt in sources.load_prompts(source, say=say):
+        found[side_used(source, prompt_digest(prompt.turns), test_share=test_share)].append(prompt)
+    return found
 
 
 def _some(given: Sequence[Source], stage: str) -> Sequence[Source]:

@@ -12,13 +12,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.data.chat import TAGS
-from rlhf.data.types import RATINGS, Dialogue, Preference, Prompt, Rating, Turn, check_turns, number, turns_from_json
+from rlhf.data.types import (
+    RATINGS,
+    Dialogue,
+    Preference,
+    Prompt,
+    Rating,
+    Role,
+    Turn,
+    check_turns,
+    number,
+    turns_from_json,
+)
 from rlhf.errors import DataError
 
 Row = Mapping[str, Any]
 
 # What Llama 2's format can't hold; a tokenizer with other control tokens is asked again when the row is encoded.
 CONTROL = (*TAGS, "<s>", "</s>")
+
+# Share of the votes that the winner is ahead by, from the highest: all agree, three of five, two of five.
+VOTES: tuple[tuple[float, Rating], ...] = (
+    (1.0, "significantly"),
+    (0.6, "better"),
+    (0.4, "slightly"),
+    (0.0, "negligibly"),
+)
 
 DEGREES: dict[str, Rating] = {
     "significantly-better": "significantly",
@@ -28,15 +47,27 @@ DEGREES: dict[str, Rating] = {
     "unsure": "negligibly",
 }
 
+# Columns that a row may have; one that is nearly called so is taken for a slip of the pen.
+OPTIONAL = (
+    "rating",
+    "degree",
+    "chosen_safe",
+    "rejected_safe",
+    "is_safety",
+    "source",
+    *(f"votes_{side}" for side in ("chosen", "rejected", "tie")),
+)
+
 HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 
 
 class Refused(Exception):
-    """The row can be read but not used."""
+    """The row can be read but not used; `column` is the key of the row that is to blame, where one is."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, column: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
+        self.column = column
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +88,7 @@ def dialogue(row: Row, origin: Origin) -> Dialogue:
         turns = (*_turns(row["prompt"], "prompt"), *_reply(row["completion"], "completion"))
     else:
         raise _unknown(row, "messages, turns, or prompt with completion")
-    _usable(turns, last="assistant")
+    _usable(turns, last="assistant", column="messages")
     return Dialogue(_id(row, origin), turns, _source(row, origin))
 
 
@@ -77,7 +108,7 @@ def prompt(row: Row, origin: Origin) -> Prompt:
         turns = turns[:-1] if turns and turns[-1].role == "assistant" else turns
     else:
         raise _unknown(row, "prompt, messages, turns or chosen")
-    _usable(turns, last="user")
+    _usable(turns, last="user", column="prompt")
     kind = row.get("kind")
     return Prompt(
         id=_id(row, origin),
@@ -91,13 +122,14 @@ def prompt(row: Row, origin: Origin) -> Prompt:
 def preference(row: Row, origin: Origin) -> Preference:
     """A rated pair: HH's two texts, TRL's message lists, or our own record."""
     turns, chosen, rejected = _pair(row)
-    _usable(turns, last="user")
-    _usable((Turn("assistant", chosen), Turn("assistant", rejected)), last=None)
+    _usable(turns, last="user", column="prompt")
+    for column, reply in (("chosen", chosen), ("rejected", rejected)):
+        _usable_text(reply, column)
     if chosen.strip() == rejected.strip():
-        raise Refused("chosen and rejected are the same")
+        raise Refused("chosen and rejected are the same", "rejected")
     chosen_safe, rejected_safe = _flag(row, "chosen_safe", None), _flag(row, "rejected_safe", None)
     if chosen_safe is False and rejected_safe is True:
-        raise Refused("chosen is marked unsafe and rejected safe")
+        raise Refused("chosen is marked unsafe and rejected safe", "chosen_safe")
     kind = row.get("kind")
     return Preference(
         id=_id(row, origin),
@@ -119,7 +151,7 @@ def text(row: Row, origin: Origin) -> str:
     value = row.get("text")
     if not isinstance(value, str):
         raise _unknown(row, "text")
-    _valid_unicode(value)
+    _valid_unicode(value, "text")
     if not value.strip():
         raise Refused("an empty text")
     return value
@@ -137,6 +169,9 @@ def _pair(row: Row) -> tuple[tuple[Turn, ...], str, str]:
         return _split_pair(*(hh_turns(side) for side in sides))
     if all(isinstance(side, str) for side in sides):
         return _turns(row["prompt"], "prompt"), *sides
+    for name, side in zip(("chosen", "rejected"), sides, strict=True):
+        if not isinstance(side, list) and any(isinstance(other, str) for other in sides if other is not side):
+            raise DataError(f"field {name!r} must be text, as the other reply is (got {side!r:.60})")
     chosen, rejected = (turns_from_json(side, name) for side, name in zip(sides, ("chosen", "rejected"), strict=True))
     if "prompt" in row and len(chosen) == len(rejected) == 1:
         return _turns(row["prompt"], "prompt"), _assistant(chosen[0]), _assistant(rejected[0])
@@ -177,27 +212,33 @@ def _assistant(turn: Turn) -> str:
     return turn.content
 
 
-def _usable(turns: Sequence[Turn], *, last: Any) -> None:
-    """Raise ``Refused`` for what no stage can use; ``last`` is the role of the last turn, None for bare replies."""
-    if last is not None:
-        try:
-            check_turns(turns, last=last)
-        except DataError:
-            ends_right = bool(turns) and turns[-1].role == last
-            raise Refused("roles don't alternate" if ends_right else f"the last turn is not the {last}'s") from None
+def _usable(turns: Sequence[Turn], *, last: Role, column: str) -> None:
+    """Raise ``Refused`` for what no stage can use; ``last`` is the role of the last turn."""
+    try:
+        check_turns(turns, last=last)
+    except DataError:
+        ends_right = bool(turns) and turns[-1].role == last
+        reason = "roles don't alternate" if ends_right else f"the last turn is not the {last}'s"
+        raise Refused(reason, column) from None
     for turn in turns:
-        _valid_unicode(turn.content)
-        if not turn.content.strip():
-            raise Refused("an empty message")
-        if found := next((tag for tag in CONTROL if tag in turn.content), None):
-            raise Refused(f"a message holds {found}")
+        _usable_text(turn.content, column)
 
 
-def _valid_unicode(value: str) -> None:
+def _usable_text(value: str, column: str) -> None:
+    _valid_unicode(value, column)
+    if not value.strip():
+        raise Refused("an empty message", column)
+    if found := next((tag for tag in CONTROL if tag in value), None):
+        raise Refused(f"a message holds {found}", column)
+
+
+def _valid_unicode(value: str, column: str) -> None:
+    if value.isascii():
+        return
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise Refused("text that isn't valid Unicode") from None
+        raise Refused("text that isn't valid Unicode", column) from None
 
 
 # ── fields ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -206,13 +247,24 @@ def _valid_unicode(value: str) -> None:
 def _rating(row: Row) -> Rating | None:
     rating, degree = row.get("rating"), row.get("degree")
     if rating is None and degree is None:
-        return None
+        return _voted(row) if "votes_chosen" in row else None
     if rating is None and degree in DEGREES:
         return DEGREES[degree]
     if rating in RATINGS:
         return next(known for known in RATINGS if known == rating)
     field, value, known = ("degree", degree, tuple(DEGREES)) if rating is None else ("rating", rating, RATINGS)
     raise DataError(f"{field} must be one of {', '.join(known)} (got {value!r})")
+
+
+def _voted(row: Row) -> Rating:
+    """The degree on which several people agree."""
+    counts = [row.get(f"votes_{side}", 0) for side in ("chosen", "rejected", "tie")]
+    if not all(isinstance(count, int) and count >= 0 for count in counts) or counts[0] <= counts[1]:
+        raise DataError(
+            f"votes_chosen must be more than votes_rejected, both counts (got {counts[0]!r}, {counts[1]!r})"
+        )
+    ahead = (counts[0] - counts[1]) / sum(counts)
+    return next(rating for least, rating in VOTES if ahead >= least)
 
 
 def _flag(row: Row, field: str, default: bool | None) -> bool | None:

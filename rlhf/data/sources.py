@@ -1,33 +1,49 @@
 """Public sets and people's own files to records: what is read, from where, and what was left out (data/README.md).
 
-A set of the hub is read at the revision pinned in data/sources.yaml. A file that can't be parsed is a ``DataError``
-with file:line. A row that can be read but not used is one too, or is left out and counted by reason, as the recipe
-says. Nothing is left out without a word.
+A set of the hub is streamed at a pinned revision, and its columns are those it is known by. What is malformed is a
+fault with file:line:column. A row that can be read but not used is one too, or is left out and counted by reason, as
+the recipe says. Nothing is left out without a word.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlhf.data import formats
+from rlhf.data import formats, published
 from rlhf.data.formats import Origin, Refused
-from rlhf.data.types import Dialogue, Preference, Prompt, Turn, json_lines, located, open_text, text_lines
+from rlhf.data.lines import Fault, column_of, json_rows, open_text, text_lines
+from rlhf.data.split import prompt_digest
+from rlhf.data.types import Dialogue, Preference, Prompt
 from rlhf.errors import ConfigError, DataError, MissingError, did_you_mean, disk_error
 from rlhf.schema import Source
 
 T = TypeVar("T")
-HasPrompt = TypeVar("HasPrompt", Prompt, Preference, Dialogue)
-Located = tuple[str, Mapping[str, Any]]  # where a row stands ("file:line"), and the row
-
+Parse = Callable[[Mapping[str, Any], Origin], T]
+SHAPES = "shapes: data/README.md"
+DROP = "on_bad_row: drop leaves such rows out and counts them"
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A row as it was found: where it stands ("file:line"), the row, and the line, in which columns are counted."""
+
+    where: str
+    row: Mapping[str, Any]
+    text: str = ""
+
+    def fault(self, what: str, hint: str, column: str = "") -> Fault:
+        """The row's fault, at the column of the key that is meant, or that the complaint names."""
+        place = f":{column_of(self.text, column or what)}" if self.text else ""
+        return Fault(what, f"{self.where}{place}", hint)
 
 
 @dataclass(slots=True)
@@ -43,6 +59,11 @@ class Counts:
         reasons = "; ".join(f"{n:,} dropped: {reason}" for reason, n in sorted(self.dropped.items()))
         return f"{self.name}: {self.used:,} of {self.read:,} rows used" + (f"; {reasons}" if reasons else "")
 
+    def drop(self, reason: str) -> None:
+        """One of the rows that were used is left out after all."""
+        self.used -= 1
+        self.dropped[reason] += 1
+
 
 def load_dialogues(source: Source, *, say: Callable[[str], None] = print) -> list[Dialogue]:
     """Demonstrations (3.1); ``say`` is told how many rows were used and why others were not."""
@@ -55,8 +76,12 @@ def load_preferences(source: Source, *, say: Callable[[str], None] = print) -> l
 
 
 def load_prompts(source: Source, *, say: Callable[[str], None] = print) -> list[Prompt]:
-    """Prompts (3.2.3); pairs and demonstrations give theirs."""
-    return _load(source, formats.prompt, say)
+    """Prompts (3.2.3), each once; pairs and demonstrations give theirs."""
+    counts, found = Counts(source.name), dict[int, Prompt]()
+    for _, prompt in islice(usable(source, formats.prompt, counts), source.limit):
+        if found.setdefault(prompt_digest(prompt.turns), prompt) is not prompt:
+            counts.drop("the same prompt as an earlier row")
+    return _said(list(found.values()), counts, source, say)
 
 
 def load_texts(source: Source, *, say: Callable[[str], None] = print) -> list[str]:
@@ -64,39 +89,40 @@ def load_texts(source: Source, *, say: Callable[[str], None] = print) -> list[st
     return _load(source, formats.text, say)
 
 
-def split_by_prompt(
-    rows: Sequence[HasPrompt], *, test_share: float | None = None, test_size: int | None = None, seed: int
-) -> tuple[list[HasPrompt], list[HasPrompt]]:
-    """(train, test) that share no prompt, letter case and blanks aside; each keeps the order given.
+def usable(source: Source, parse: Parse[T], counts: Counts) -> Iterator[tuple[Raw, T]]:
+    """Each row's record; a fault is raised, and a row that can't be used, too, or it is counted, as the recipe says."""
+    for raw, found in records(source, parse):
+        counts.read += 1
+        if isinstance(found, Refused) and source.on_bad_row == "drop":
+            counts.dropped[found.reason] += 1
+        elif isinstance(found, Refused):
+            raise raw.fault(found.reason, DROP, found.column).error()
+        elif isinstance(found, Fault):
+            raise found.error()
+        else:
+            counts.used += 1
+            yield raw, found
 
-    Which prompts are tested follows from a hash of seed and prompt, so it hardly changes when rows are added. Prompts
-    with several rows stay whole: where the next doesn't fit into what is left of the test set, a later one is taken.
 
-    Args:
-        test_share, test_size: give one: the share of the rows, or their number, at most.
-
-    Raises:
-        DataError: if that would leave either side empty.
-    """
-    if (test_share is None) == (test_size is None):
-        raise ValueError("give either test_share or test_size")
-    wanted = test_size if test_size is not None else round((test_share or 0.0) * len(rows))
-    keys = [_prompt_key(row) for row in rows]
-    left, tested = wanted, set()
-    for key, size in sorted(Counter(keys).items(), key=lambda item: _hash(seed, item[0])):
-        if size <= left:
-            tested.add(key)
-            left -= size
-    train = [row for row, key in zip(rows, keys, strict=True) if key not in tested]
-    test = [row for row, key in zip(rows, keys, strict=True) if key in tested]
-    if not train or not test:
-        what = f"{len(rows)} rows with {len(set(keys))} different prompts can't give a test set of {wanted}"
-        raise DataError(what, hints=["ask for another size", "or give a test set of its own"])
-    return train, test
+def records(source: Source, parse: Parse[T]) -> Iterator[tuple[Raw, T | Refused | Fault]]:
+    """Every row of a source: its record, why it can't be used, or what is malformed."""
+    seen: set[str] = set()
+    for raw, wrong in _rows(source):
+        wrong = wrong or _misspelt(raw, seen)
+        if wrong is not None:
+            yield raw, wrong
+            continue
+        origin = Origin(f"{source.name}:{_short(raw.where)}", source.name, source.kind == "safety")
+        try:
+            yield raw, parse(raw.row, origin)
+        except DataError as error:
+            yield raw, raw.fault(error.what, error.hints[0] if error.hints else SHAPES)
+        except Refused as refused:
+            yield raw, refused
 
 
 def known_sources() -> dict[str, dict[str, Any]]:
-    """data/sources.yaml: name -> revision, folders, licence, role."""
+    """data/sources.yaml: name -> revision, columns, shape, licence, role."""
     return _known_sources()
 
 
@@ -109,54 +135,88 @@ def entry_of(name: str, *, where: str | None = None) -> dict[str, Any]:
     return known[name]
 
 
-# ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _load(source: Source, parse: Callable[[Mapping[str, Any], Origin], T], say: Callable[[str], None]) -> list[T]:
+def _load(source: Source, parse: Parse[T], say: Callable[[str], None]) -> list[T]:
     """The first ``limit`` usable rows of a source."""
     counts = Counts(source.name)
-    found = list(islice(_parsed(source, parse, counts), source.limit))
+    found = [record for _, record in islice(usable(source, parse, counts), source.limit)]
+    return _said(found, counts, source, say)
+
+
+def _said(found: list[T], counts: Counts, source: Source, say: Callable[[str], None]) -> list[T]:
     say(str(counts))
     if not found:
-        what = "no row of it can be used" if counts.read else "it holds no rows"
-        raise DataError(f"{source.name} is empty: {what}", where=source.path, hints=["shapes: data/README.md"])
+        raise empty(source, counts)
     return found
 
 
-def _parsed(source: Source, parse: Callable[[Mapping[str, Any], Origin], T], counts: Counts) -> Iterator[T]:
-    for where, row in _rows(source):
-        counts.read += 1
-        try:
-            record = parse(row, Origin(f"{source.name}:{_short(where)}", source.name, source.kind == "safety"))
-        except DataError as error:
-            raise located(error, where) from None
-        except Refused as refused:
-            if source.on_bad_row == "error":
-                hint = "on_bad_row: drop leaves such rows out and counts them"
-                raise DataError(refused.reason, where=where, hints=[hint]) from None
-            counts.dropped[refused.reason] += 1
-            continue
-        counts.used += 1
-        yield record
+def empty(source: Source, counts: Counts) -> DataError:
+    """The error for a source without a single row to use."""
+    what = "no row of it can be used" if counts.read else "it holds no rows"
+    return DataError(f"{source.name} is empty: {what}", where=source.path, hints=["shapes: data/README.md"])
 
 
-def _rows(source: Source) -> Iterator[Located]:
-    if source.path is None:
-        yield from _hub_rows(source)
-        return
-    for file in _files(Path(source.path), source.split):
-        yield from _file_rows(file)
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _files(path: Path, split: str) -> list[Path]:
-    """The file, or the files of a folder that are named after the split."""
+def _misspelt(raw: Raw, seen: set[str]) -> Fault | None:
+    """The fault of a column that is nearly one that is read: its values would be lost silently."""
+    for name in raw.row.keys() - seen:
+        seen.add(name)
+        near = [] if name in formats.OPTIONAL else get_close_matches(name, formats.OPTIONAL, 1, cutoff=0.85)
+        if near and near[0] not in raw.row:
+            return raw.fault(f"unknown column {name!r}", f"did you mean {near[0]}?")
+    return None
+
+
+Found = tuple[Raw, Fault | Refused | None]  # a row, and what is wrong with it
+
+
+def _rows(source: Source) -> Iterator[Found]:
+    """Rows of the shapes that `formats` reads; a set published in a shape of its own is brought into one of them."""
+    files = files_of(source) if source.path else ()
+    found = (row for file in files for row in _file_rows(file)) if source.path else _hub_rows(source)
+    entry = known_sources().get(source.name, {})
+    if "shape" in entry:
+        yield from _shaped(_with_columns(found, entry, source), entry["shape"], source)
+    else:
+        yield from found if source.path else ((raw, None) for raw in _with_columns(found, entry, source))
+
+
+def _with_columns(rows: Iterable[Found], entry: Mapping[str, Any], source: Source) -> Iterator[Raw]:
+    """The rows, once the first has the columns that the set is known by."""
+    for number, (raw, wrong) in enumerate(rows):
+        if isinstance(wrong, Fault):
+            raise wrong.error()
+        if not number and (missing := [name for name in entry["columns"] if name not in raw.row]):
+            what = f"{source.name} has no column {missing[0]!r} (it has {', '.join(raw.row)})"
+            hints = ["this is another version of the set, or another set", "give rows of a plain shape another `name`"]
+            raise DataError(what, where=raw.where, hints=hints)
+        yield raw
+
+
+def _shaped(rows: Iterable[Raw], shape: str, source: Source) -> Iterator[Found]:
+    """Pairs of a published shape as plain rows, numbered within the row they come from."""
+    before, number = "", 0
+    for where, found in published.pairs(shape, ((raw.where, raw.row) for raw in rows), source.kind):
+        before, number = where, number + 1 if where == before else 1
+        if isinstance(found, Refused):
+            yield Raw(where, {}), found
+        else:
+            yield Raw(f"{where}.{number}", found), None
+
+
+def files_of(source: Source) -> list[Path]:
+    """The file of a source with a path, or the files of its folder that are named after the split."""
+    path, split = Path(source.path or "").expanduser(), source.split
     if path.is_file():
         return [path]
+    if path.is_dir() and path.name.endswith(ENDINGS):
+        raise DataError("it is a folder, not a file", where=str(path), hints=["give the file inside it"])
     if not path.is_dir():
         raise MissingError(
             f"there is no file or folder {path}", hints=["correct `path`, or leave it out to use the hub"]
         )
-    readable = [file for file in sorted(path.iterdir()) if file.name.endswith(ENDINGS)]
+    readable = [file for file in sorted(path.iterdir()) if file.name.endswith(ENDINGS) and file.is_file()]
     named = [file for file in readable if re.match(rf"{re.escape(split)}(\.|-\d)", file.name)]
     if not named:
         names = ", ".join(file.name for file in readable[:8]) or "no data file"
@@ -167,57 +227,71 @@ def _files(path: Path, split: str) -> list[Path]:
     return named
 
 
-def _file_rows(path: Path) -> Iterator[Located]:
+def _file_rows(path: Path) -> Iterator[Found]:
     if path.name.endswith((".txt", ".txt.gz")):
         with open_text(path) as file:
             for number, line in text_lines(path, file):
                 if line.strip():
-                    yield f"{path}:{number}", {"text": line.rstrip("\r\n")}
+                    yield Raw(f"{path}:{number}", {"text": line.rstrip("\r\n")}), None
     elif path.name.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
-        for number, row in json_lines(path):
-            yield f"{path}:{number}", row
+        for found in json_rows(path):
+            if isinstance(found, Fault):
+                yield Raw(found.where, {}), found
+            else:
+                yield Raw(f"{path}:{found.number}", found.row, found.text), None
     elif path.name.endswith(".parquet"):
         yield from _parquet_rows(path)
     else:
         raise DataError(f"can't tell what {path.name} holds", where=str(path), hints=[f"endings: {', '.join(ENDINGS)}"])
 
 
-def _parquet_rows(path: Path) -> Iterator[Located]:
+def _parquet_rows(path: Path) -> Iterator[Found]:
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
             for row in batch.to_pylist():
                 number += 1
-                yield f"{path}:{number}", row
+                yield Raw(f"{path}:{number}", row), None
     except pyarrow.ArrowException as error:
-        raise DataError(f"cannot be read: {error}", where=f"{path}:{number + 1}") from None
+        where = f"{path}:{number + 1}"
+        yield Raw(where, {}), Fault(f"cannot be read: {error}", where, "copy the file again")
 
 
-def _hub_rows(source: Source) -> Iterator[Located]:
-    """Rows of a set on the hub, at the pinned revision and from the folder of the domain."""
+def _hub_rows(source: Source) -> Iterator[Found]:
+    """Rows of a set on the hub as they stream in, at the pinned revision and from the folder of the domain."""
     entry = entry_of(source.name)
+    revision = source.revision or entry.get("revision")
+    if revision is None:
+        raise ConfigError(
+            f"{source.name} is read at a pinned revision only, and none is known",
+            where="data/sources.yaml",
+            hints=[f"give the commit: {{name: {source.name}, revision: COMMIT}}", "or a copy of the set: `path`"],
+        )
     import datasets
 
+    number = 0
     try:
         rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(
             source.name,
+            entry.get("config"),
             data_dir=entry.get("folders", {}).get(source.kind),
             split=source.split,
-            revision=entry["revision"],
+            revision=revision,
+            streaming=True,
         )
+        for number, row in enumerate(rows, start=1):
+            yield Raw(f"{source.name}/{source.split}:{number}", row), None
     # Offline, not found and not allowed are subclasses of these. A split that doesn't exist is the ValueError.
     except (OSError, ValueError) as error:
         full = disk_error(error, Path.home()) if isinstance(error, OSError) else None
         raise full or MissingError(
             f"data set {source.name!r}, split {source.split!r}, can't be had: {_first_line(error)}",
-            where=f"the Hugging Face hub, revision {entry['revision']}",
+            where=f"the Hugging Face hub, revision {revision}, after {number:,} rows",
             hints=["fetch it on a machine with a network and set `path` to its folder", "or name another set"],
         ) from error
-    for number, row in enumerate(rows, start=1):
-        yield f"{source.name}/{source.split}:{number}", row
 
 
 @cache
@@ -229,24 +303,6 @@ def _known_sources() -> dict[str, dict[str, Any]]:
     path = beside if beside.exists() else Path(__file__).parents[2] / "data" / "sources.yaml"
     known: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return known
-
-
-# ── prompts ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _prompt_key(row: Prompt | Preference | Dialogue) -> str:
-    match row:
-        case Prompt():
-            turns: Sequence[Turn] = row.turns
-        case Preference():
-            turns = row.prompt
-        case Dialogue():
-            turns = row.turns[:-1]
-    return "\n".join(f"{turn.role}: {' '.join(turn.content.casefold().split())}" for turn in turns)
-
-
-def _hash(seed: int, key: str) -> str:
-    return hashlib.sha256(f"{seed}\n{key}".encode()).hexdigest()
 
 
 def _short(where: str) -> str:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, TextIO, TypeVar, cast, get_args
+from typing import Any, Literal, Protocol, Self, TypeVar, cast, get_args
 
+from rlhf.data.lines import json_lines
 from rlhf.errors import DataError
 
 Role = Literal["system", "user", "assistant"]
@@ -214,38 +215,6 @@ def write_jsonl(path: Path, rows: Iterable[Record]) -> None:
     text = "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows)
     data = text.encode("utf-8", errors="backslashreplace")  # half a surrogate pair becomes its own JSON escape
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """``(line number, object)`` for every line of the file that is not blank."""
-    with open_text(path) as file:
-        for number, line in text_lines(path, file):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"not a line of JSON: {error}", where=f"{path}:{number}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"a row must be a JSON object (got {_shown(row)})", where=f"{path}:{number}")
-            yield number, row
-
-
-def open_text(path: Path) -> TextIO:
-    """The file opened for reading as UTF-8, unpacked if it ends in ``.gz``; lines are split at ``\\n`` only."""
-    if path.suffix == ".gz":
-        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8", newline="\n"))
-    return path.open(encoding="utf-8", newline="\n")
-
-
-def text_lines(path: Path, file: TextIO) -> Iterator[tuple[int, str]]:
-    """Numbered lines, with what is unreadable (not UTF-8, a cut or foreign gzip) told as ``DataError``."""
-    number = 0
-    try:
-        for number, line in enumerate(file, start=1):
-            yield number, line
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-        raise DataError(f"cannot be read: {error}", where=f"{path}:{number + 1}") from None
 
 
 def located(error: DataError, where: str) -> DataError:

@@ -12,6 +12,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from rlhf.schema.base import BaseConfig
+from rlhf.schema.data import DataConfig
 from rlhf.schema.distill import DistillConfig
 from rlhf.schema.evaluate import EvaluateConfig
 from rlhf.schema.gatt import GAttConfig
@@ -32,6 +33,7 @@ __all__ = [
     "AdamW",
     "BaseConfig",
     "Combine",
+    "DataConfig",
     "DistillConfig",
     "EvaluateConfig",
     "FineTune",
@@ -70,6 +72,7 @@ class Recipe(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = ours("auto", "online when logged in, offline otherwise")
     threads: Positive | None = ours(None, "CPU threads of torch", "all cores")
     model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
     microworld: MicroworldConfig = MicroworldConfig()
     generation: GenerationConfig = GenerationConfig()
     base: BaseConfig = BaseConfig()

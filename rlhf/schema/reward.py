@@ -12,9 +12,6 @@ class RewardConfig(AdamW, Combine):
     """Helpfulness and safety reward models (3.2.2)."""
 
     data: tuple[Source, ...] = ours((), "public preference sets, beside the pairs of earlier stages", "none")
-    test_share: Share = ours(
-        0.1, "share of the prompts of public sets held out for testing", "they hold no batch of 1000"
-    )
     margin: Literal["none", "small", "large"] = ours("small", "margin by rating (Table 27)", "best average in Table 28")
     unrated_margin: float | None = ours(
         None, "margin of pairs without a rating, in logits; 0 is equation 1", "none: such pairs are refused", ge=0

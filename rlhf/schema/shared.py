@@ -17,6 +17,12 @@ class Source(Section):
     split: str = ours("train", "split of the set", "the usual name")
     limit: Positive | None = ours(None, "read this many rows", "all of them")
     kind: Literal["helpfulness", "safety"] = ours("helpfulness", "which reward model's domain", "the larger one")
+    use: Literal["split", "train", "test"] | None = ours(
+        None,
+        "split it by prompt, train on all of it, or test with all of it",
+        "none: prompts and pairs are split, demonstrations are all trained on",
+    )
+    revision: str | None = ours(None, "commit on the hub", "the one in data/sources.yaml")
     on_bad_row: Literal["error", "drop"] = ours("error", "malformed rows stop the stage, or are dropped and counted")
 
 

@@ -5,12 +5,12 @@ The rows are made up; their shapes are those of the published sets.
 
 import gzip
 import json
-from collections import Counter
+import re
 
 import pytest
 
 from rlhf.data import sources
-from rlhf.data.sources import load_dialogues, load_preferences, load_prompts, load_texts, split_by_prompt
+from rlhf.data.sources import load_dialogues, load_preferences, load_prompts, load_texts
 from rlhf.data.types import Preference, Prompt, Turn
 from rlhf.errors import ConfigError, DataError, MissingError
 from rlhf.schema import Source
@@ -111,7 +111,7 @@ def test_a_row_that_cannot_be_used_stops_or_is_counted(tmp_path, bad, reason):
     path = write(tmp_path / "pairs.jsonl", [HH, bad, HH])
     with pytest.raises(DataError, match=reason) as caught:
         load_preferences(source(path), say=no_word)
-    assert caught.value.where == f"{path}:2"
+    assert re.fullmatch(rf"{re.escape(str(path))}:2:\d+", caught.value.where)
     said = []
     assert len(load_preferences(source(path, on_bad_row="drop"), say=said.append)) == 2
     (line,) = said
@@ -136,7 +136,7 @@ def test_rows_dropped_are_counted_by_reason(tmp_path, capsys):
         ('{"prompt": "q", "chosen": "a", "rejected": "b", "degree": "tie"}', "degree must be one of .*got 'tie'"),
         (
             '{"prompt": "q", "chosen": "a", "rejected": 3}',
-            "field 'rejected' must be a list|field 'chosen' must be a list",
+            "field 'rejected' must be text, as the other reply is",
         ),
     ],
 )
@@ -144,7 +144,7 @@ def test_a_malformed_row_stops_whatever_the_policy(tmp_path, line, complaint):
     path = write(tmp_path / "pairs.jsonl", [HH, line])
     with pytest.raises(DataError, match=complaint) as caught:
         load_preferences(source(path, on_bad_row="drop"), say=no_word)
-    assert caught.value.where == f"{path}:2"
+    assert re.fullmatch(rf"{re.escape(str(path))}:2:\d+", caught.value.where)
 
 
 # ── demonstrations, prompts, texts ───────────────────────────────────────────────────────────────────────────────────
@@ -238,7 +238,8 @@ def test_the_hub_is_read_at_the_pinned_revision(monkeypatch):
 
     asked = []
 
-    def load_dataset(name, **settings):
+    def load_dataset(name, config, **settings):
+        assert config is None
         asked.append((name, settings))
         return [HH]
 
@@ -246,7 +247,8 @@ def test_the_hub_is_read_at_the_pinned_revision(monkeypatch):
     (row,) = load_preferences(Source(name="Anthropic/hh-rlhf", kind="safety", split="test"), say=no_word)
     assert row.id == "Anthropic/hh-rlhf:test:1"
     revision = sources.known_sources()["Anthropic/hh-rlhf"]["revision"]
-    assert asked == [("Anthropic/hh-rlhf", {"data_dir": "harmless-base", "split": "test", "revision": revision})]
+    expected = {"data_dir": "harmless-base", "split": "test", "revision": revision, "streaming": True}
+    assert asked == [("Anthropic/hh-rlhf", expected)]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +257,7 @@ def test_the_hub_is_read_at_the_pinned_revision(monkeypatch):
 def test_a_hub_out_of_reach_names_the_set_and_the_way_out(monkeypatch, error):
     import datasets
 
-    def load_dataset(name, **settings):
+    def load_dataset(name, config, **settings):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -268,52 +270,9 @@ def test_a_hub_out_of_reach_names_the_set_and_the_way_out(monkeypatch, error):
 @pytest.mark.parametrize("name", sources.known_sources())
 def test_every_listed_set_is_pinned_and_licensed(name):
     entry = sources.known_sources()[name]
-    assert len(entry["revision"]) == 40
-    assert set(entry["revision"]) <= set("0123456789abcdef")
+    if "revision" in entry:  # without one nothing is read from the hub, unless the recipe gives it
+        assert len(entry["revision"]) == 40
+        assert set(entry["revision"]) <= set("0123456789abcdef")
+    assert entry["columns"]
     assert entry["licence"]
     assert set(entry["role"]) <= {"preferences", "prompts", "dialogues", "texts"}
-
-
-# ── held-out prompts ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def prompts(texts):
-    return [Prompt(str(i), (Turn("user", text),), "s", False) for i, text in enumerate(texts)]
-
-
-def test_no_prompt_is_on_both_sides():
-    rows = prompts([f"Question  {i % 40}" if i < 40 else f"question {i % 40} " for i in range(100)])
-    train, test = split_by_prompt(rows, test_size=20, seed=0)
-    assert Counter(train + test) == Counter(rows)
-    assert len(test) == 20
-
-    def said(side):
-        return {" ".join(row.turns[0].content.lower().split()) for row in side}
-
-    assert not said(train) & said(test)
-
-
-def test_the_split_follows_the_seed_and_survives_new_rows():
-    rows = prompts([f"q{i}" for i in range(200)])
-    _, test = split_by_prompt(rows, test_share=0.1, seed=0)
-    assert len(test) == 20
-    assert split_by_prompt(rows, test_share=0.1, seed=0)[1] == test
-    assert split_by_prompt(rows, test_share=0.1, seed=1)[1] != test
-    more = rows + prompts([f"new{i}" for i in range(10)])
-    _, later = split_by_prompt(more, test_size=20, seed=0)
-    assert len(set(later) & set(test)) >= 15  # only the few new ones that hash lower push an old one out
-
-
-def test_a_side_that_would_be_empty_is_refused():
-    with pytest.raises(DataError, match="3 rows with 1 different prompts"):
-        split_by_prompt(prompts(["a", "a", "a"]), test_share=0.5, seed=0)
-    with pytest.raises(ValueError, match="either"):
-        split_by_prompt(prompts(["a", "b"]), seed=0)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_a_prompt_with_many_rows_never_overfills_the_test_set(seed):
-    rows = prompts(["same"] * 5 + ["a", "b", "c"])
-    _, test = split_by_prompt(rows, test_size=2, seed=seed)
-    assert len(test) == 2
-    assert all(row.turns[0].content != "same" for row in test)

@@ -70,7 +70,8 @@ def test_a_bad_row_is_told_by_file_and_line(tmp_path, change, complaint):
 
 
 @pytest.mark.parametrize(
-    ("data", "line"), [(b'{"a": 1\n', 1), (b"[1]\n", 1), (b'{"text": "\xff"}\n', 1), (b"\n\nnonsense", 3)]
+    ("data", "line"),
+    [(b'{"a": 1\n', "1:8"), (b"[1]\n", "1:1"), (b'{"text": "\xff"}\n', "1:11"), (b"\n\nnonsense", "3:1")],
 )
 def test_what_is_no_json_is_told_by_file_and_line(tmp_path, data, line):
     path = tmp_path / "rows.jsonl"

@@ -1,0 +1,72 @@
+"""Records on disk, read one at a time: a million pairs cost eight bytes each in memory, whatever they were read from.
+
+They are written to a file without a name, one line of JSON each, and found again by the offset of their line. A file
+that is mapped into memory would count as memory as it is read; this one does not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import weakref
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Generic, TypeVar, overload
+
+from rlhf.data.types import Record
+
+RecordT = TypeVar("RecordT", bound=Record)
+BUFFER = 1024**2
+
+
+class Spool(Generic[RecordT]):
+    """Records of one class, appended and then read by number; the file is gone with the object."""
+
+    def __init__(self, cls: type[RecordT]) -> None:
+        self.cls = cls
+        self._file = tempfile.TemporaryFile(buffering=BUFFER)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
+        self._starts = array("Q", [0])
+        self._flushed = True
+
+    def append(self, record: RecordT) -> int:
+        """Put a record at the end; its number."""
+        line = json.dumps(record.to_json(), ensure_ascii=False).encode("utf-8", errors="backslashreplace")
+        self._file.write(line)
+        self._starts.append(self._starts[-1] + len(line))
+        self._flushed = False
+        return len(self._starts) - 2
+
+    def read(self, number: int) -> RecordT:
+        """The record of a number."""
+        if not self._flushed:
+            self._file.flush()
+            self._flushed = True
+        start, end = self._starts[number], self._starts[number + 1]
+        return self.cls.from_json(json.loads(os.pread(self._file.fileno(), end - start, start)))
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+
+class Rows(Sequence[RecordT]):
+    """Some records of a spool, in an order of their own."""
+
+    def __init__(self, spool: Spool[RecordT], numbers: Iterable[int]) -> None:
+        self.spool, self.numbers = spool, array("Q", numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> RecordT: ...
+    @overload
+    def __getitem__(self, index: slice) -> Rows[RecordT]: ...
+    def __getitem__(self, index: int | slice) -> RecordT | Rows[RecordT]:
+        if isinstance(index, slice):
+            return Rows(self.spool, self.numbers[index])
+        return self.spool.read(self.numbers[index])
+
+    def __iter__(self) -> Iterator[RecordT]:
+        return map(self.spool.read, self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
