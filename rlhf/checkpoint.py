@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from rlhf.errors import LockedError, MissingError, disk_error
+from rlhf.disk import write_text
+from rlhf.errors import DiskError, LockedError, MissingError, RlhfError, disk_error
 from rlhf.fingerprint import digest, file_digest
 
 MANIFEST = "manifest.json"
@@ -57,18 +58,28 @@ def open_artefact(final: Path, about: Mapping[str, Any]) -> Iterator[Path]:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+    except OSError as error:
+        raise disk_error(error, final) or error from error
+    try:
         yield partial
         _commit(partial, final, about)
     except BaseException as error:
+        gone = not partial.exists()
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) and (full := disk_error(error, final)):
             raise full from error
+        if gone and isinstance(error, Exception) and not isinstance(error, RlhfError):
+            raise DiskError(
+                f"{shown(partial)} vanished while {final.name} was being made",
+                where=str(error).splitlines()[0] if str(error) else None,
+                hints=["see whether the disk is still mounted, and who moves or deletes folders there"],
+            ) from error
         raise
 
 
 def _commit(partial: Path, final: Path, about: Mapping[str, Any]) -> None:
     config = yaml.safe_dump(about.get("config", {}), sort_keys=False, allow_unicode=True)
-    (partial / "config.yaml").write_text(config, encoding="utf-8")
+    write_text(partial / "config.yaml", config)
     files = {file.relative_to(partial).as_posix(): file for file in sorted(partial.rglob("*")) if file.is_file()}
     checksums = {}
     for name, file in files.items():
@@ -93,7 +104,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Put manifest.json into `folder` by rename, with a checksum over itself; durable on return."""
     manifest = {key: value for key, value in manifest.items() if key != "checksum"}
     draft = folder / f".{MANIFEST}.partial"
-    draft.write_text(json.dumps({**manifest, "checksum": digest(manifest)}, indent=1) + "\n", encoding="utf-8")
+    write_text(draft, json.dumps({**manifest, "checksum": digest(manifest)}, indent=1) + "\n")
     _sync(draft)
     draft.replace(folder / MANIFEST)
     _sync(folder)
@@ -199,7 +210,8 @@ def locked(run_dir: Path) -> Iterator[None]:
     except FileExistsError:
         raise MissingError(f"{shown(run_dir)} is a file, not a folder") from None
     except OSError as error:
-        raise disk_error(error, run_dir) or MissingError(f"cannot write {shown(run_dir)}: {error.strerror}") from error
+        reason = f"cannot write {shown(run_dir)}: {(error.strerror or str(error)).lower()}"
+        raise disk_error(error, run_dir) or DiskError(reason, hints=["write elsewhere: runs_dir=FOLDER"]) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -78,22 +78,25 @@ class UnsafeError(RlhfError):
     exit_code = 77
 
 
-DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+FAILING = {
+    errno.EROFS: "the file system is read-only",
+    errno.EIO: "the disk does not answer as it should",
+    errno.ESTALE: "the network file system has gone away",
+}
 
 
 def disk_error(error: OSError, path: Path | str) -> DiskError | None:
-    """The DiskError for a full or read-only disk, with the path and what is free; None for any other OSError."""
-    if error.errno not in DISK_ERRNOS:
+    """The DiskError for a full, read-only or failing disk, with the path; None for any other OSError."""
+    if error.errno not in {*FULL, *FAILING}:
         return None
     # The message names what could not be written, which may be inside `path`; free space is asked of what exists.
     written = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else Path(path)
-    if error.errno == errno.EROFS:
-        return DiskError(
-            f"cannot write {written}: the file system is read-only", hints=["write elsewhere: runs_dir=FOLDER"]
-        )
-    reason = "the disk quota is used up" if error.errno == errno.EDQUOT else "the disk is full"
+    if error.errno in FAILING:
+        hints = ["finished steps are kept; write elsewhere: runs_dir=FOLDER"]
+        return DiskError(f"cannot write {written}: {FAILING[error.errno]}", hints=hints)
     return DiskError(
-        f"cannot write {written}: {reason}, {free_bytes(written):,} bytes are free",
+        f"cannot write {written}: {FULL[error.errno]}, {free_bytes(written):,} bytes are free",
         hints=[
             "finished steps are kept; make room and give the same command again",
             "or write elsewhere: runs_dir=FOLDER",

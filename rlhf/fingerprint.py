@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # These decide when a step runs and what is shown of it, never what it computes: editing them makes nothing stale.
 BOOKKEEPING = (
     *("__init__", "__main__", "checkpoint", "cli", "config", "decision", "errors", "fingerprint", "meter", "origins"),
-    *("disk", "lock", "pipeline", "provenance", "report", "reporting", "schema", "steps", "track", "vetting"),
+    *("disk", "lock", "pipeline", "provenance", "report", "reporting", "room", "schema", "steps", "track", "vetting"),
 )
 PACKAGE = Path(__file__).resolve().parent
 

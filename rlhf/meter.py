@@ -16,6 +16,7 @@ from typing import Any
 
 from rlhf import __version__
 from rlhf.checkpoint import now
+from rlhf.disk import append_line
 
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 
@@ -80,14 +81,11 @@ class Journal:
     def write(self, event: str, step: str, **more: Any) -> None:
         """Add a line in one write and make it durable."""
         line = json.dumps({"time": now(), "event": event, "step": step, "pid": os.getpid(), **more}) + "\n"
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
+        with self.path.open("ab", buffering=0) as file:
             if self._is_torn():
                 line = "\n" + line  # a line that a power cut broke off must not swallow this one
-            os.write(handle, line.encode())
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            append_line(file, line.encode(), self.path)
+            os.fsync(file.fileno())
 
     def last(self) -> dict[str, dict[str, Any]]:
         """The last event of every step; lines that do not parse are passed over."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import hashlib
 import importlib
@@ -21,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 from rlhf import fingerprint
 from rlhf.checkpoint import damage, locked, open_artefact, read_manifest, recover, shown, verify, write_manifest
 from rlhf.decision import Decision, decide, ingredients, plan
-from rlhf.errors import ConfigError, DiskError, MissingError, PreemptedError, RlhfError, disk_error, free_bytes
+from rlhf.disk import disk_errno, patience, write_text
+from rlhf.errors import ConfigError, MissingError, PreemptedError, RlhfError, disk_error
 from rlhf.meter import Journal, Meter, git_commit, versions
 from rlhf.provenance import outside_the_sections
 from rlhf.reporting.text import duration
+from rlhf.room import require_room
 from rlhf.steps import Stage, Step, expand, select, table
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from rlhf.track import Tracker
 
 __all__ = ["Decision", "Job", "Outcome", "Stage", "Step", "decide", "expand", "plan", "run_recipe", "select", "table"]
-
-ROOM = 200 * 1024**2
-"""Bytes that must be free beyond what the artefacts to be made again took the last time."""
 
 Say = Callable[[str], None]
 
@@ -78,7 +76,7 @@ class Job:
 
     def write_results(self, values: Mapping[str, Any]) -> None:
         """The stage's share of report.json."""
-        (self.out / "results.json").write_text(json.dumps(values, indent=1, allow_nan=False), encoding="utf-8")
+        write_text(self.out / "results.json", json.dumps(values, indent=1, allow_nan=False))
 
     def _spelled(self, token: str) -> str:
         return next(name for name in self.reads if name.rstrip("*?") == token.rstrip("*?"))
@@ -91,7 +89,7 @@ def preflight(
     planned: Sequence[tuple[Step, Decision]], recipe: Recipe, run_dir: Path, arguments: Sequence[str] = ()
 ) -> None:
     """Refuse what can be known to fail: missing or damaged artefacts, missing data files, no room on the disk."""
-    need, typed = ROOM, "".join(f" {shlex.quote(argument)}" for argument in arguments)
+    typed = "".join(f" {shlex.quote(argument)}" for argument in arguments)
     coming = {step.name for step, decision in planned if decision.run}
     for step, decision in planned:
         if not decision.run:
@@ -109,18 +107,7 @@ def preflight(
         for setting, path in fingerprint.local_paths(fingerprint.relevant(recipe, step.stage)):
             if not path.exists():
                 raise MissingError(f"{setting}: {path} does not exist", where=f"read by {step.name}")
-        with suppress(MissingError):
-            need += size(read_manifest(run_dir / step.name))
-    if coming and (free := free_bytes(run_dir)) < need:
-        raise DiskError(
-            f"{shown(run_dir)} needs {need:,} bytes, {free:,} are free",
-            hints=["make room, or write elsewhere: runs_dir=FOLDER"],
-        )
-
-
-def size(manifest: Mapping[str, Any]) -> int:
-    """Bytes of an artefact's files."""
-    return sum(length for length, _ in manifest["stat"].values())
+    require_room(run_dir, [step for step, decision in planned if decision.run], recipe)
 
 
 # --- running ---
@@ -164,7 +151,7 @@ def run_recipe(
     steps = expand(recipe, pipeline)
     chosen = select(steps, stage, pipeline)
     made, skipped = [], []
-    with locked(run_dir), terminable():
+    with locked(run_dir), terminable(), patience(recipe.on_disk_full, say):
         recover(run_dir)
         preflight(plan(chosen, recipe, run_dir, rerun=rerun, reuse=reuse), recipe, run_dir, arguments)
         journal, trusted = Journal(run_dir / "events.jsonl"), set[str]()
@@ -183,6 +170,7 @@ def run_recipe(
                 continue
             for name in sorted(set(step.inputs) - trusted):
                 verify(run_dir / name)
+            require_room(run_dir, [step], recipe)
             manifest = make(step, recipe, run_dir, decision, journal)
             trusted |= {step.name, *step.inputs}
             made.append(step.name)
@@ -228,7 +216,7 @@ def make(step: Step, recipe: Recipe, run_dir: Path, decision: Decision, journal:
             about |= {"versions": versions(), "git_commit": git_commit()}
     except BaseException as error:
         message = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        with suppress(OSError, RlhfError):
+        with suppress(OSError, RlhfError), patience("stop"):
             journal.write("failed", step.name, reason=message)
         explained = _explained(error, step, run_dir)
         if explained is error:
@@ -274,14 +262,8 @@ def _explained(error: BaseException, step: Step, run_dir: Path) -> BaseException
         return PreemptedError(f"{step.name} was asked to stop", hints=["finished steps are kept: start it again"])
     if isinstance(error, RlhfError) or not isinstance(error, Exception):
         return error
-    cause: BaseException | None = error
-    while cause is not None:
-        full = isinstance(cause, OSError) and disk_error(cause, run_dir)
-        if full:
-            return full
-        if "No space left on device" in str(cause):  # safetensors and torch report it as errors of their own
-            return disk_error(OSError(errno.ENOSPC, str(cause)), run_dir) or error
-        cause = cause.__cause__ or cause.__context__
+    if number := disk_errno(error):
+        return disk_error(OSError(number, "", getattr(error, "filename", None)), run_dir) or error
     if os.environ.get("RLHF_DEBUG") == "1":
         return error
     note = run_dir / f"error-{step.name}.txt"

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlhf.disk import write_text
 from rlhf.errors import DataError
 from rlhf.origins import settings
 from rlhf.provenance import as_made
@@ -179,5 +180,5 @@ def _replace(path: Path, text: str) -> None:
     """Write whole or not at all. Half a surrogate pair in a generated text becomes a question mark."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", errors="replace")
+    write_text(temporary, text)
     os.replace(temporary, path)

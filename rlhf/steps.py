@@ -39,6 +39,10 @@ class Stage:
     """What the stage reads from its setting `data`, in words; empty if it reads nothing there."""
     microworld_only: bool = False
     """Whether nothing but the micro-world has such data."""
+    models: int = 0
+    """How many models its artefact holds."""
+    learners: int = 0
+    """How many models it trains at the same time."""
 
     @property
     def imported_as(self) -> str:
@@ -57,6 +61,8 @@ class Step:
     module: str
     reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Token -> the steps it stands for."""
+    models: int = 0
+    learners: int = 0
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -82,7 +88,8 @@ def expand(recipe: Recipe, pipeline: Sequence[Stage] | None = None) -> list[Step
     for stage, number in _sequence(stages, rounds):
         name = f"{stage.name}-{number}" if number else stage.name
         reads = {token: _resolve(token, stage, steps) for token in stage.reads}
-        steps.append(Step(name, stage.name, number, stage.imported_as, reads))
+        kept = (stage.models, stage.learners) if stage.name != "base" or recipe.model.path is None else (0, 0)
+        steps.append(Step(name, stage.name, number, stage.imported_as, reads, *kept))
     for stage in stages:
         if stage.data:
             _check_data(recipe, stage)

@@ -14,16 +14,18 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TextIO
+from typing import Any, Literal, Protocol, Self
 from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
+from rlhf.disk import append_line
 from rlhf.errors import NonFiniteError
 from rlhf.reporting.text import duration, plain, redact
 
@@ -70,8 +72,8 @@ class Tracker:
         self.step = step
         self.console = console or Console(soft_wrap=True, highlight=False)
         self._started = monotonic()
-        self._metrics: TextIO | None = None
-        self._samples: TextIO | None = None
+        self._metrics: FileIO | None = None
+        self._samples: FileIO | None = None
         self._bars: RichProgress | None = None
         self._wandb = _Wandb(wandb_mode, folder.parent, run, step, config or {}, fingerprint, self.say)
 
@@ -94,13 +96,15 @@ class Tracker:
                 )
         self._metrics = self._metrics or _open_lines(self.folder / "metrics.jsonl")
         row = {"step": step, "time": round(monotonic() - self._started, 3), **numbers}
-        self._metrics.write(json.dumps(row) + "\n")
+        append_line(self._metrics, json.dumps(row).encode() + b"\n", self.folder / "metrics.jsonl")
         self._wandb.log({"step": step, **numbers})
 
     def sample(self, row: Mapping[str, Any]) -> None:
         """Append one generated text with its scores to samples.jsonl, exactly as it was generated."""
         self._samples = self._samples or _open_lines(self.folder / "samples.jsonl")
-        self._samples.write(json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n")
+        line = json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n"
+        # Half of a surrogate pair cannot be encoded; backslashreplace writes it as the JSON escape that means it.
+        append_line(self._samples, line.encode(errors="backslashreplace"), self.folder / "samples.jsonl")
 
     def say(self, text: str) -> None:
         """Print one line, above the bar if there is one; whatever would steer the terminal is taken out."""
@@ -176,9 +180,8 @@ def logged_in() -> bool:
     return False
 
 
-def _open_lines(path: Path) -> TextIO:
-    # Half of a surrogate pair cannot be encoded; backslashreplace writes it as the JSON escape that means it.
-    return path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
+def _open_lines(path: Path) -> FileIO:
+    return path.open("ab", buffering=0)
 
 
 def _figures(shown: Mapping[str, float]) -> str:

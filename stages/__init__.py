@@ -9,8 +9,21 @@ has one signature, `run(job)`.
 from rlhf.pipeline import Stage
 
 PIPELINE = (
-    Stage("base", "a pretrained model: a given checkpoint, or a small Llama from scratch (2.2)", data="running text"),
-    Stage("sft", "supervised fine-tuning on demonstrations (3.1)", reads=("base",), data="demonstrations"),
+    Stage(
+        "base",
+        "a pretrained model: a given checkpoint, or a small Llama from scratch (2.2)",
+        data="running text",
+        models=1,
+        learners=1,
+    ),
+    Stage(
+        "sft",
+        "supervised fine-tuning on demonstrations (3.1)",
+        reads=("base",),
+        data="demonstrations",
+        models=1,
+        learners=1,
+    ),
     Stage(
         "preferences",
         "two answers a prompt, rated (3.2.1)",
@@ -25,6 +38,8 @@ PIPELINE = (
         reads=("policy", "preferences*"),
         per_round=True,
         data="pairs",
+        models=2,
+        learners=1,
     ),
     Stage(
         "rejection",
@@ -32,20 +47,33 @@ PIPELINE = (
         reads=("base", "sft", "policy", "reward", "rejection*"),
         per_round=True,
         data="prompts",
+        models=1,
+        learners=1,
     ),
     Stage(
         "distill",
         "safety context distillation (4.2.4)",
         reads=("policy", "reward"),
         data="prompts",
+        models=1,
+        learners=1,
     ),
     Stage(
         "gatt",
         "Ghost Attention: instructions that last (3.3)",
         reads=("policy", "reward"),
         data="dialogues of several turns",
+        models=1,
+        learners=1,
     ),
-    Stage("ppo", "PPO on the piecewise reward (3.2.3)", reads=("policy", "reward"), data="prompts"),
+    Stage(
+        "ppo",
+        "PPO on the piecewise reward (3.2.3)",
+        reads=("policy", "reward"),
+        data="prompts",
+        models=1,
+        learners=2,
+    ),
     Stage(
         "evaluate",
         "every policy on held-out prompts (3.4, 4)",

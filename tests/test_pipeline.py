@@ -341,7 +341,7 @@ def test_a_stale_input_that_is_not_to_be_made_is_mentioned(world):
 
 
 def test_too_little_room_is_said_before_anything_starts(world, monkeypatch):
-    monkeypatch.setattr(pipeline, "free_bytes", lambda path: 5)
+    monkeypatch.setattr("rlhf.room.free_bytes", lambda path: 5)
     with pytest.raises(DiskError, match=r"runs/tiny needs 209,715,200 bytes, 5 are free"):
         world.run()
 

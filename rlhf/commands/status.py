@@ -34,7 +34,7 @@ def main(request: Request) -> int:
 def artefact(step: Step, run_dir: Path, stale: bool, reason: str, last: dict[str, str]) -> list[str]:
     """State, when, seconds, size and why of one step's artefact."""
     from rlhf.checkpoint import read_manifest
-    from rlhf.pipeline import size
+    from rlhf.room import size
 
     try:
         manifest = read_manifest(run_dir / step.name)

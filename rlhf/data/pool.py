@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from rlhf.data.types import Turn, check_turns, located, turns_from_json, turns_to_json
+from rlhf.disk import written
 from rlhf.errors import DataError
 
 Key = tuple[int, str, str, int, int]
@@ -110,16 +111,20 @@ def append(path: Path, entries: Iterable[PoolEntry]) -> int:
         elif same.completion != entry.completion or same.prompt != entry.prompt:
             what = f"prompt {entry.prompt_id!r} already has another completion {entry.k} in round {entry.round}"
             raise DataError(what, where=str(path), hints=["a sample is never overwritten; start a new pool file"])
-    with path.open("r+b" if path.exists() else "w+b") as file:
-        end = file.seek(0, os.SEEK_END) - torn
-        file.truncate(end)
-        file.seek(max(end - 1, 0))
-        if file.read(1) not in (b"", b"\n"):
-            file.write(b"\n")  # a whole last line that lacks its end
-        for entry in fresh:
-            file.write(json.dumps(entry.to_json(), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    lines = [json.dumps(entry.to_json(), ensure_ascii=False).encode("utf-8", "backslashreplace") for entry in fresh]
+    whole = (path.stat().st_size if path.exists() else 0) - torn
+
+    def write() -> None:
+        with path.open("r+b" if path.exists() else "w+b") as file:
+            file.truncate(whole)
+            file.seek(max(whole - 1, 0))
+            if file.read(1) not in (b"", b"\n"):
+                file.write(b"\n")  # a whole last line that lacks its end
+            file.writelines(line + b"\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+    written(write, path, needs=sum(map(len, lines)))
     return len(fresh)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeVar, cast, get_args
 
 from rlhf.data.lines import json_lines
+from rlhf.disk import written
 from rlhf.errors import DataError
 
 Role = Literal["system", "user", "assistant"]
@@ -214,7 +215,8 @@ def write_jsonl(path: Path, rows: Iterable[Record]) -> None:
     """One JSON object a line, UTF-8; gzipped (with no time stamp, so equal rows give equal bytes) if it ends in .gz."""
     text = "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows)
     data = text.encode("utf-8", errors="backslashreplace")  # half a surrogate pair becomes its own JSON escape
-    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    packed = gzip.compress(data, mtime=0) if path.suffix == ".gz" else data
+    written(lambda: path.write_bytes(packed), path, needs=len(packed))
 
 
 def located(error: DataError, where: str) -> DataError:

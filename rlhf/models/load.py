@@ -28,6 +28,7 @@ from transformers.utils import logging as hf_logging
 
 from rlhf.checkpoint import MANIFEST, read_manifest
 from rlhf.data.chat import check_template, template_digest
+from rlhf.disk import written
 from rlhf.errors import MissingError
 from rlhf.models import adapters
 from rlhf.schema import ModelConfig
@@ -114,10 +115,16 @@ def load_reward_model(checkpoint: Path, config: ModelConfig) -> PreTrainedModel:
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> None:
     """Weights, or the adapter alone, as safetensors, with the tokenizer and its chat template beside them."""
     checkpoint.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(str(checkpoint))
-    _save_tokenizer(tokenizer, checkpoint)
-    if adapters.is_adapter(checkpoint):
-        _name_weights(model.source, checkpoint)
+
+    def write() -> None:
+        model.save_pretrained(str(checkpoint))
+        _save_tokenizer(tokenizer, checkpoint)
+        if adapters.is_adapter(checkpoint):
+            _name_weights(model.source, checkpoint)
+
+    parameters = list(model.parameters())
+    kept = [parameter for parameter in parameters if parameter.requires_grad] or parameters  # an adapter goes alone
+    written(write, checkpoint, needs=sum(parameter.numel() * parameter.element_size() for parameter in kept))
 
 
 def _name_weights(source: dict[str, str | None], checkpoint: Path) -> None:

@@ -70,6 +70,9 @@ class Recipe(Section):
         min_length=1,
     )
     wandb: Literal["auto", "online", "offline", "disabled"] = ours("auto", "online when logged in, offline otherwise")
+    on_disk_full: Literal["pause", "stop"] = ours(
+        "pause", "on a full disk or quota: wait half an hour for room, or stop", "a run costs more than a wait"
+    )
     threads: Positive | None = ours(None, "CPU threads of torch", "all cores")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
