@@ -21,8 +21,9 @@ from typing import Any
 import yaml
 
 from rlhf.disk import write_text
-from rlhf.errors import DiskError, LockedError, MissingError, RlhfError, disk_error
+from rlhf.errors import DiskError, LockedError, MissingError, RlhfError, UnsafeError, disk_error
 from rlhf.fingerprint import digest, file_digest
+from rlhf.vetting import require_inside
 
 MANIFEST = "manifest.json"
 
@@ -157,6 +158,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise MissingError(f"{shown(path)} is damaged: it is not a manifest") from None
     if checksum != digest(manifest):
         raise MissingError(f"{shown(path)} is damaged: it does not match its own checksum")
+    require_inside([*manifest.get("files", {}), *manifest.get("stat", {})], shown(path))
     return dict(manifest)
 
 
@@ -174,6 +176,12 @@ def damage(folder: Path, manifest: Mapping[str, Any] | None = None) -> str | Non
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise UnsafeError(
+                f"{shown(file)} is a link that leads out of {folder.name}",
+                where=f"to {file.resolve()}",
+                hints=["put the file itself there", f"or make it again: rlhf run stage={folder.name} --rerun"],
+            )
         facts = file.stat()
         if facts.st_size != size:
             return f"{name} has {facts.st_size:,} bytes, was written with {size:,}"
@@ -189,6 +197,10 @@ def verify(folder: Path) -> dict[str, Any]:
     for name, checksum in manifest["files"].items():
         if problem is None and file_digest(folder / name) != checksum:
             problem = f"{name} does not match its checksum"
+    added = [file for file in (folder / "checkpoint").rglob("*") if not file.is_dir()]
+    for name in sorted(file.relative_to(folder).as_posix() for file in added):
+        if problem is None and name not in manifest["files"]:
+            problem = f"{name} was added later"  # a library may read whatever lies beside the weights
     if problem:
         hint = f"make it again: rlhf run stage={folder.name} --rerun"
         raise MissingError(f"{shown(folder)} is damaged: {problem}", hints=[hint])

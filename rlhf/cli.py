@@ -16,6 +16,7 @@ from rlhf import __version__
 from rlhf.commands import COMMANDS
 from rlhf.commands.request import KEYS, Command, Request
 from rlhf.errors import ConfigError, RlhfError, did_you_mean, disk_error
+from rlhf.reporting.text import plain, redact
 
 BY_NAME = {command.name: command for command in COMMANDS}
 
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def complain(text: str, exit_code: int, aloud: bool) -> int:
     """Print to stderr, if this process is the one that speaks, and return the exit code."""
     if aloud:
-        print(text, file=sys.stderr)
+        print(plain(redact(text)), file=sys.stderr)
     return exit_code
 
 

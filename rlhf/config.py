@@ -19,9 +19,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from rlhf.errors import ConfigError, MissingError, did_you_mean
+from rlhf.errors import ConfigError, MissingError, UnsafeError, did_you_mean
 from rlhf.origins import Given, field_of, is_section, is_text, known_settings, scalars, settings, show
+from rlhf.reporting.text import redact
 from rlhf.schema import Recipe
+from rlhf.vetting import vet_yaml
 
 DEFAULT = "tiny"
 
@@ -53,7 +55,8 @@ def load(config: str | None, overrides: Sequence[str] = ()) -> Loaded:
     defaults to $RLHF_RUNS, then `runs` in the working directory.
 
     Raises ConfigError for an unknown setting, a value of the wrong type or out of range, an empty value, or YAML that
-    does not parse; MissingError for a file that is not there.
+    does not parse; MissingError for a file that is not there; UnsafeError for YAML that would do more than hold values,
+    and for a value that looks like a secret, since settings are written down with every artefact.
     """
     path = find(config or DEFAULT)
     typed = dict(split(override) for override in overrides)
@@ -69,6 +72,9 @@ def load(config: str | None, overrides: Sequence[str] = ()) -> Loaded:
     for name, value, _ in settings(recipe):
         if any(isinstance(number, float) and not math.isfinite(number) for number in scalars(value)):
             raise ConfigError(f"{name}: must be a finite number (got {show(value)})", where=given.place(name))
+        if any(isinstance(text, str) and redact(text, name) != text for text in scalars(value)):
+            hints = ["give it by the environment: HF_TOKEN=...", "or log in: hf auth login, wandb login"]
+            raise UnsafeError(f"{name} holds what looks like a secret", where=given.place(name), hints=hints)
     arguments = ([f"config={config}"] if config else []) + list(overrides)
     return Loaded(recipe, given.origins(recipe), path, runs_dir, tuple(arguments))
 
@@ -109,8 +115,8 @@ def read_yaml(path: Path) -> tuple[yaml.Node | None, dict[str, Any]]:
     """The file's node tree, which knows line numbers, and its content; interpolations are left as they are."""
     try:
         text = path.read_text(encoding="utf-8")
+        root = vet_yaml(text, path)
         content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text", where=f"byte {error.start}") from None
     except OSError as error:

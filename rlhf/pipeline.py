@@ -24,9 +24,10 @@ from rlhf.disk import disk_errno, patience, write_text
 from rlhf.errors import ConfigError, MissingError, PreemptedError, RlhfError, disk_error
 from rlhf.meter import Journal, Meter, git_commit, versions
 from rlhf.provenance import outside_the_sections
-from rlhf.reporting.text import duration
+from rlhf.reporting.text import duration, plain, redact
 from rlhf.room import require_room
 from rlhf.steps import Stage, Step, expand, select, table
+from rlhf.vetting import vet_model, vet_templates
 
 if TYPE_CHECKING:
     from rlhf.schema import Recipe
@@ -107,6 +108,9 @@ def preflight(
         for setting, path in fingerprint.local_paths(fingerprint.relevant(recipe, step.stage)):
             if not path.exists():
                 raise MissingError(f"{setting}: {path} does not exist", where=f"read by {step.name}")
+    if coming and recipe.model.path is not None:
+        vet_model(recipe.model.path)
+        vet_templates(recipe.model.path)
     require_room(run_dir, [step for step, decision in planned if decision.run], recipe)
 
 
@@ -215,7 +219,7 @@ def make(step: Step, recipe: Recipe, run_dir: Path, decision: Decision, journal:
             about |= {"seeds": {"recipe": recipe.seed, "step": seed}}
             about |= {"versions": versions(), "git_commit": git_commit()}
     except BaseException as error:
-        message = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        message = "interrupted" if isinstance(error, KeyboardInterrupt) else plain(redact(str(error)))
         with suppress(OSError, RlhfError), patience("stop"):
             journal.write("failed", step.name, reason=message)
         explained = _explained(error, step, run_dir)
@@ -268,7 +272,7 @@ def _explained(error: BaseException, step: Step, run_dir: Path) -> BaseException
         return error
     note = run_dir / f"error-{step.name}.txt"
     with suppress(OSError):
-        note.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        note.write_text(redact("".join(traceback.format_exception(error))), encoding="utf-8", errors="replace")
     first = (str(error).strip() or "no message").splitlines()[0]
     return RlhfError(
         f"{step.name} failed: {type(error).__name__}: {first}",

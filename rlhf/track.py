@@ -108,7 +108,7 @@ class Tracker:
 
     def say(self, text: str) -> None:
         """Print one line, above the bar if there is one; whatever would steer the terminal is taken out."""
-        self.console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
+        self.console.print(plain(redact(text)), markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, total: int, what: str) -> Iterator[Progress]:

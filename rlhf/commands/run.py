@@ -11,6 +11,7 @@ def main(request: Request) -> int:
     """rlhf run."""
     from rlhf import pipeline
     from rlhf.checkpoint import shown
+    from rlhf.reporting.text import plain, redact
 
     loaded = request.load()
     outcome = pipeline.run_recipe(
@@ -21,7 +22,7 @@ def main(request: Request) -> int:
         reuse="--reuse" in request.flags,
         origins=loaded.origins,
         arguments=loaded.arguments,
-        say=lambda line: print(line, flush=True),
+        say=lambda line: print(plain(redact(line)), flush=True),
     )
     if outcome.report is not None:
         from rich.console import Console

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf.data.types import Turn, check_turns, turns_to_json
-from rlhf.errors import DataError
+from rlhf.errors import DataError, UnsafeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -222,13 +222,16 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _templated(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], where: str | None) -> list[int]:
     """The ids by the tokenizer's own template, ready for the answer if the last turn is the user's."""
     from jinja2 import TemplateError
+    from jinja2.exceptions import SecurityError
 
     open_ended = turns[-1].role == "user"
     try:
         ids: Any = tokenizer.apply_chat_template(
             turns_to_json(turns), tokenize=True, add_generation_prompt=open_ended, return_dict=False
         )
-    except (TemplateError, ValueError) as error:
+    except SecurityError as error:
+        raise UnsafeError(f"the chat template reaches for what it must not: {error}", where=where) from None
+    except (TemplateError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"the tokenizer's chat template refused the dialogue: {error}", where=where) from None
     return list(ids)
 

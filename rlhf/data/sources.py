@@ -24,6 +24,7 @@ from rlhf.data.split import prompt_digest
 from rlhf.data.types import Dialogue, Preference, Prompt
 from rlhf.errors import ConfigError, DataError, MissingError, did_you_mean, disk_error
 from rlhf.schema import Source
+from rlhf.vetting import require_inside
 
 T = TypeVar("T")
 Parse = Callable[[Mapping[str, Any], Origin], T]
@@ -270,6 +271,8 @@ def _hub_rows(source: Source) -> Iterator[Found]:
             where="data/sources.yaml",
             hints=[f"give the commit: {{name: {source.name}, revision: COMMIT}}", "or a copy of the set: `path`"],
         )
+    folder = entry.get("folders", {}).get(source.kind)
+    require_inside([folder] if folder else [], f"folders of {source.name} in data/sources.yaml")
     import datasets
 
     number = 0
@@ -277,7 +280,7 @@ def _hub_rows(source: Source) -> Iterator[Found]:
         rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(
             source.name,
             entry.get("config"),
-            data_dir=entry.get("folders", {}).get(source.kind),
+            data_dir=folder,
             split=source.split,
             revision=revision,
             streaming=True,

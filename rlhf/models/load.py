@@ -29,12 +29,14 @@ from transformers.utils import logging as hf_logging
 from rlhf.checkpoint import MANIFEST, read_manifest
 from rlhf.data.chat import check_template, template_digest
 from rlhf.disk import written
-from rlhf.errors import MissingError
+from rlhf.errors import MissingError, UnsafeError
 from rlhf.models import adapters
 from rlhf.schema import ModelConfig
+from rlhf.vetting import vet_model, vet_template
 
 SOURCE = "source.json"
 TEMPLATE = "template.json"  # the digest of the chat template the weights belong to
+NO_CODE = {"trust_remote_code": False}  # said aloud: unsaid, transformers asks at the terminal
 hf_logging.disable_progress_bar()  # of loading weights, which the stage's own bars would be torn by
 
 
@@ -66,7 +68,7 @@ def from_scratch(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Lla
 
 def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
     """The tokenizer that travels with a checkpoint; its chat template must be the one the model was trained with."""
-    tokenizer = AutoTokenizer.from_pretrained(str(_existing(checkpoint)), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(str(_existing(checkpoint)), local_files_only=True, **NO_CODE)
     check_template(tokenizer, json.loads((checkpoint / TEMPLATE).read_text())["sha256"])
     return tokenizer
 
@@ -74,7 +76,10 @@ def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
 def load_given_tokenizer(path: str, *, revision: str | None) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id or folder that a recipe names."""
     with _given(path):
-        return AutoTokenizer.from_pretrained(path, revision=revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main", **NO_CODE)
+    if isinstance(tokenizer.chat_template, str):
+        vet_template(tokenizer.chat_template, f"the tokenizer of {path}")
+    return tokenizer
 
 
 def load_policy(checkpoint: Path, config: ModelConfig) -> PreTrainedModel:
@@ -187,8 +192,9 @@ def _read(kind: Any, checkpoint: Path, config: ModelConfig, **options: Any) -> A
             llm_int8_skip_modules=["lm_head", "score"],
             **four_bits,
         )
+    options |= {"dtype": getattr(torch, config.dtype), "use_safetensors": True, **NO_CODE}
     with _given(path):
-        read = kind.from_pretrained(path, dtype=getattr(torch, config.dtype), revision=revision or "main", **options)
+        read = kind.from_pretrained(path, revision=revision or "main", **options)
     model = read[0] if isinstance(read, tuple) else read
     model.source = {"path": path, "revision": revision}
     return read
@@ -224,9 +230,18 @@ def _adapted(model: Any, checkpoint: Path, config: ModelConfig, *, head: str | N
 
 @contextmanager
 def _given(path: str) -> Iterator[None]:
-    """Whatever the hub or the disk says of a given model that cannot be read: it is missing."""
+    """Whatever the hub or the disk says of a given model that cannot be read: it is missing, or it is not safe."""
+    vet_model(path)
     try:
         yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UnsafeError(
+            f"model {path!r} brings code of its own, which is not run",
+            where="model.path",
+            hints=["take a model whose architecture transformers knows"],
+        ) from None
     except OSError as error:
         raise MissingError(
             f"model {path!r} cannot be read: {str(error).splitlines()[0]}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,17 +30,19 @@ def plain(text: str) -> str:
 
 _SECRET_NAME = re.compile(r"(?:^|[._-])(?:api[_-]?key|token|secret|passw(?:or)?d|credentials?|auth)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(
-    r"\bhf_\w{20,}|\bsk-[\w-]{16,}|\bgh[pousr]_\w{20,}|\bgithub_pat_\w{20,}|\bAKIA[0-9A-Z]{16}\b|\bwandb_v1_\w{20,}"
+    r"\bhf_\w{20,}|\bsk-(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{20,}|\bgh[pousr]_\w{20,}|\bgithub_pat_\w{20,}|\bAKIA[0-9A-Z]{16}\b|\bwandb_v1_\w{20,}"
     r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*|(?<=://)[^/@\s]+:[^/@\s]+(?=@)"
 )
-_HEX_KEY = re.compile(r"\b[0-9a-f]{40}\b")
+_HEX_KEY = re.compile(r"(?<![\w/])[0-9a-f]{40}(?![\w/])")
+_SECRET_VARIABLE = re.compile(r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASS|PASSW(?:OR)?D|CREDENTIALS?)$", re.IGNORECASE)
 _DIGEST_NAME = re.compile(r"revision|commit|digest|sha|fingerprint", re.IGNORECASE)
 
 
 def redact(value: Any, name: str = "") -> Any:
     """`value` with whatever looks like a secret replaced by `[redacted]`, at any depth.
 
-    Forty hex digits are a W&B key, unless the setting's name says they are a commit or a digest.
+    Whatever the environment calls a token, key, secret or password is one wherever it turns up. Forty hex digits are a
+    W&B key, unless they are part of a path, or the setting's name says they are a commit or a digest.
     """
     if isinstance(value, Mapping):
         return {key: redact(item, str(key)) for key, item in value.items()}
@@ -49,8 +52,16 @@ def redact(value: Any, name: str = "") -> Any:
         return value
     if _SECRET_NAME.search(name) and len(value) >= 8:
         return "[redacted]"
+    for secret in _environment_secrets():
+        value = value.replace(secret, "[redacted]")
     shown = _SECRET_VALUE.sub("[redacted]", value)
     return shown if _DIGEST_NAME.search(name) else _HEX_KEY.sub("[redacted]", shown)
+
+
+def _environment_secrets() -> list[str]:
+    """The longest first, since one may be part of another; what is no secret but a file's place is left alone."""
+    found = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name) and len(value) >= 8}
+    return sorted((value for value in found if not value.startswith(("/", "~", "."))), key=len, reverse=True)
 
 
 def short(value: float) -> str:
