@@ -85,7 +85,8 @@ def parse(arguments: Sequence[str]) -> Request:
         else:
             take(word, request)
     if command.words and not request.words and not request.help and "" not in command.words:
-        raise ConfigError(f"rlhf {name} needs a word: {', '.join(command.words)}", hints=command.examples[:2])
+        wanted = command.words.get("*") or f"a word: {', '.join(command.words)}"
+        raise ConfigError(f"rlhf {name} needs {wanted}", hints=command.examples[:2])
     return request
 
 
@@ -144,7 +145,7 @@ def usage() -> str:
     """The one screen of `rlhf --help`."""
     from rlhf.steps import table as stages
 
-    commands = "".join(f"  {command.name:<8}{command.help}\n" for command in COMMANDS)
+    commands = "".join(f"  {command.name:<11}{command.help}\n" for command in COMMANDS)
     listed = "".join(f"  {stage.name:<13}{stage.help}\n" for stage in stages())
     lines = ["rlhf run", BY_NAME["run"].examples[1], "rlhf run config=hh run=my-hh"]
     return (

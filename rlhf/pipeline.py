@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf import fingerprint
+from rlhf import fingerprint, lock
 from rlhf.checkpoint import damage, locked, open_artefact, read_manifest, recover, shown, verify, write_manifest
 from rlhf.decision import Decision, decide, ingredients, plan
 from rlhf.disk import disk_errno, patience, write_text
@@ -134,6 +134,7 @@ def run_recipe(
     rerun: bool = False,
     reuse: bool = False,
     pipeline: Sequence[Stage] | None = None,
+    locked_to: bool = False,
     origins: Mapping[str, str] | None = None,
     arguments: Sequence[str] = (),
     say: Say = print,
@@ -141,6 +142,7 @@ def run_recipe(
     """Bring the steps that `stage` selects (all without it) up to date, in order, then write the report.
 
     Only one process may write to `run_dir`. Interrupted at any point, finished steps stay and half a step never counts.
+    With `locked_to` it stops where this machine is not what the run's rlhf.lock says, instead of noting it.
     `arguments` are quoted in hints, so that the reader can copy them; `origins` (where settings came from) is reported.
 
     Raises RlhfError for whatever the reader can mend; a bug of a stage becomes one, too, with the traceback in a file
@@ -157,6 +159,8 @@ def run_recipe(
     made, skipped = [], []
     with locked(run_dir), terminable(), patience(recipe.on_disk_full, say):
         recover(run_dir)
+        if locked_to:
+            lock.require(run_dir, lock.machine())
         preflight(plan(chosen, recipe, run_dir, rerun=rerun, reuse=reuse), recipe, run_dir, arguments)
         journal, trusted = Journal(run_dir / "events.jsonl"), set[str]()
         width = max(len(step.name) for step in chosen)
@@ -175,7 +179,7 @@ def run_recipe(
             for name in sorted(set(step.inputs) - trusted):
                 verify(run_dir / name)
             require_room(run_dir, [step], recipe)
-            manifest = make(step, recipe, run_dir, decision, journal)
+            manifest = make(step, recipe, run_dir, decision, journal, locked_to=locked_to, say=say)
             trusted |= {step.name, *step.inputs}
             made.append(step.name)
             say(f"{step.name:<{width}}  done  in {duration(manifest['seconds'])}")
@@ -191,8 +195,17 @@ def _stale_inputs(chosen: Sequence[Step], steps: Sequence[Step], recipe: Recipe,
             yield f"note: {step.name} is read as it is, though stale: {decision.reason}"
 
 
-def make(step: Step, recipe: Recipe, run_dir: Path, decision: Decision, journal: Journal) -> dict[str, Any]:
-    """Run one step's stage into a fresh artefact and return its manifest."""
+def make(
+    step: Step,
+    recipe: Recipe,
+    run_dir: Path,
+    decision: Decision,
+    journal: Journal,
+    *,
+    locked_to: bool = False,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Run one step's stage into a fresh artefact and return its manifest; the run's lock says on what it was made."""
     threads = recipe.threads
     if threads and "torch" not in sys.modules:
         os.environ.update({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)})
@@ -210,6 +223,7 @@ def make(step: Step, recipe: Recipe, run_dir: Path, decision: Decision, journal:
             from rlhf.track import Tracker
 
             run: Callable[[Job], None] = importlib.import_module(step.module).run
+            _lock(step, run_dir, made_from, locked_to=locked_to, say=say)
             reads = {token: tuple(run_dir / name for name in names) for token, names in step.reads.items()}
             mode, section = recipe.wandb, getattr(recipe, step.stage)
             config = about["config"]
@@ -229,8 +243,18 @@ def make(step: Step, recipe: Recipe, run_dir: Path, decision: Decision, journal:
     finally:
         gc.collect()
     (run_dir / f"error-{step.name}.txt").unlink(missing_ok=True)
+    lock.add(run_dir, lock.sources(step.name, about))
     journal.write("done", step.name, seconds=about["seconds"])
     return about
+
+
+def _lock(step: Step, run_dir: Path, made_from: Mapping[str, Any], *, locked_to: bool, say: Say) -> None:
+    """Write what the step is about to be made on, once the stage has loaded torch; or hold it to what was written."""
+    here = {**lock.machine(), **lock.kernels(), **lock.sources(step.name, made_from)}
+    if locked_to:
+        lock.require(run_dir, here)
+    for line in lock.update(run_dir, here):
+        say(f"note: {line}: {step.name} may differ in its last bits from steps made before")
 
 
 def _template(out: Path) -> str | None:

@@ -75,7 +75,7 @@ def test_version(capsys):
         (
             ["run", "--rerum"],
             2,
-            "error: unknown option --rerum\n  did you mean --rerun?\n  options: --rerun, --reuse, --help\n",
+            "error: unknown option --rerum\n  did you mean --rerun?\n  options: --rerun, --reuse, --locked, --help\n",
         ),
         (
             ["run", "--ppo.kl_coef=0.1"],

@@ -33,6 +33,7 @@ READS = {
     "preferences": ("policies",),
     "reward": ("policy", "preferences*"),
     "rejection": ("base", "policy", "reward", "rejection*"),
+    "distill": ("policy", "reward"),
     "gatt": ("policy", "reward"),
     "ppo": ("policy", "reward"),
     "evaluate": ("policies", "reward*", "preferences*"),
@@ -188,7 +189,7 @@ def test_the_manifest_says_what_made_the_artefact_and_what_it_cost(world):
         manifest
     )
     assert manifest["config"]["seed"] == 0
-    assert set(manifest["config"]) == {"seed", "model", "data", "microworld", "base"}
+    assert set(manifest["config"]) == {"seed", "model", "data", "microworld", "generation", "base"}
     assert list(manifest["code"]) == [f"{world.package}/base.py"]
     assert manifest["seeds"]["step"] == pipeline.derive_seed(0, "base")
     assert manifest["seconds"] >= 0

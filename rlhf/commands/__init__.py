@@ -20,7 +20,7 @@ COMMANDS = (
         "make every step that is missing or stale, skip the others, and write the report",
         "A step is skipped when its settings, inputs and code are what they were; else the reason is said.",
         ("rlhf run", "rlhf run stage=ppo ppo.kl_coef=0.005", "rlhf run stage=rejection-2 --rerun"),
-        flags=AGAIN,
+        flags={**AGAIN, "--locked": "stop where this machine or the data are not as rlhf.lock of the run says"},
     ),
     Command(
         "plan",
@@ -50,6 +50,14 @@ COMMANDS = (
         "say which artefacts of a run are done, stale or missing",
         "Stale means that `run` with the same arguments would make the step again.",
         ("rlhf status", "rlhf status run=tiny-2"),
+    ),
+    Command(
+        "reproduce",
+        "make a finished run again in a new folder, and compare bit by bit",
+        "Settings are those of its manifests, threads those of its rlhf.lock. What differs is named, file by file.",
+        ("rlhf reproduce tiny", "rlhf reproduce FOLDER into=tiny-again"),
+        options={"into": "folder of the copy [RUN-again]", "runs_dir": "folder of all runs"},
+        words={"*": "the run: its name, or its folder"},
     ),
     Command(
         "report",

@@ -176,6 +176,8 @@ def _parsed(path: Path, number: int, raw: bytes) -> Line | Fault:
         what, needle, hint = error.args
         place = text.rfind(needle)
         return fault(what, place + 1, hint)
+    except ValueError as error:  # a number of thousands of digits
+        return fault(f"not a line of JSON: {str(error).partition(':')[0]}", 1, "one JSON object a line")
     except RecursionError:
         return fault("not a line of JSON: nested too deep", 1, "one flat JSON object a line")
     if not isinstance(row, dict):
