@@ -23,7 +23,10 @@ from rlhf.schema import Recipe
 
 __all__ = ["collect", "markdown", "summary", "write"]
 
-SHARED = ("reward_models", "policies", "best_of", "temperature", "multi_turn", "claims")
+SHARED = (
+    *("reward_models", "policies", "best_of", "temperature", "multi_turn", "claims"),
+    *("win_rates", "attention", "diversity", "checks", "safety_scaling"),
+)
 """The tables of report.json that steps contribute to through their results.json."""
 
 

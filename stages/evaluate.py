@@ -1,59 +1,41 @@
 """Every policy on held-out prompts, and the reward models on held-out pairs (3.4, 4)."""
 
 import json
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from rlhf.data import feed
 from rlhf.data.types import Preference, Prompt
-from rlhf.evaluation import claims, curves
+from rlhf.evaluation import behaviour, claims, curves
 from rlhf.evaluation.diversity import self_bleu
 from rlhf.evaluation.gold import gold_report, verdicts
 from rlhf.evaluation.intervals import of_mean
-from rlhf.evaluation.multi_turn import follow_rates
 from rlhf.evaluation.reward_report import DOMAINS, rating_mix, score_pairs, staleness
+from rlhf.evaluation.subject import Evaluation
 from rlhf.generation.protocol import Sampling
-from rlhf.models.load import freeze, load_policy, load_reward_model, load_tokenizer
-from rlhf.models.reward_models import RewardModels
+from rlhf.models.load import freeze, load_reward_model
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample, mean_kl, sample
 
 QUARTERS = (("safe", False), ("safe", True), ("border", False), ("unsafe", False))
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What every measurement needs."""
-
-    job: Job
-    policies: dict[str, Path]
-    rewards: RewardModels | None
-    tokenizer: PreTrainedTokenizerBase
-
-    def model(self, name: str):
-        return freeze(load_policy(self.policies[name] / "checkpoint", self.job.recipe.model))
-
-
 def run(job: Job) -> None:
     """Leave `results.json`, the report's numbers; what cannot be measured in this recipe is absent."""
-    policies = {path.name: path for path in job.every("policies")}
-    reward_artefacts = job.every("reward")
+    e, reward_artefacts = Evaluation.of(job), job.every("reward")
     measured = stored_results(reward_artefacts[-1]) if reward_artefacts else {}
-    tokenizer = load_tokenizer(list(policies.values())[-1] / "checkpoint")
-    load = partial(RewardModels.load, config=job.recipe.model, reads=tokenizer)
-    rewards = load(reward_artefacts[-1]) if reward_artefacts else None
-    e = Evaluation(job, policies, rewards, tokenizer)
-
     results: dict[str, Any] = {"reward_models": across_rounds(e, reward_artefacts), "policies": {}}
-    if rewards is not None and job.config.data:
+    if e.rewards is not None and job.config.data:
         results["policies"], replies = measure_policies(e)
         results |= best_of_curves(e) | {"samples": side_by_side(replies, job.config.samples)}
-        results["multi_turn"] = multi_turn(e)
+        results["win_rates"] = behaviour.wins(e, replies)
+    if job.config.data:
+        results["multi_turn"] = behaviour.multi_turn(e)
+        results["attention"] = behaviour.attention_on_instruction(e)
+        results["diversity"] = behaviour.diversity(e)
+    results["checks"] = behaviour.checked(e)
     models = {name: entry | results["reward_models"].get(name, {}) for name, entry in measured.items()}
     results["claims"] = claims.examine(results | {"reward_models": models})
     job.write_results(results)
@@ -197,36 +179,6 @@ def best_of_curves(e: Evaluation) -> dict[str, Any]:
                             best_of[name][str(n)]["gold_of_max"] = value
             bar.advance(1)
     return {"best_of": best_of, "temperature": {k: v for k, v in temperature.items() if len(v) > 1}}
-
-
-def multi_turn(e: Evaluation) -> dict[str, Any]:
-    """An instruction given once, before Ghost Attention and after it, and in the last policy (Table 30)."""
-    if "gatt" not in e.policies:
-        return {}
-    config, names = e.job.config, list(e.policies)
-    after = "gatt"
-    before = names[names.index(after) - 1]
-    conversations = feed.conversations(
-        config.data,
-        config.dialogues,
-        min_turns=max(config.turns),
-        max_turns=max(config.turns),
-        seed=e.job.seed_of("multi-turn"),
-        held_out=True,
-        stage="evaluate",
-        test_share=e.job.recipe.data.test_share,
-    )
-    found: dict[str, Any] = {"n": len(conversations), "before_policy": before, "after_policy": after}
-    shown = {"before": before, "after": after} | ({"final": names[-1]} if names[-1] != after else {})
-    with e.job.track.progress(len(shown), "multi-turn") as bar:
-        for label, name in shown.items():
-            rates = follow_rates(
-                e.model(name), e.tokenizer, conversations, turns=config.turns, max_new_tokens=config.max_new_tokens
-            )
-            found[label] = {str(turn): rate for turn, rate in rates.followed.items()}
-            found[f"content_{label}"] = {str(turn): value for turn, value in rates.content.items()}
-            bar.advance(1)
-    return found
 
 
 def side_by_side(replies: dict[str, list], count: int) -> list[dict[str, Any]]:

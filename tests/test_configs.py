@@ -55,6 +55,8 @@ PAPER = {
     "distill.keep": "better",
     "gatt.short_share": 0.5,
     "evaluate.turns": (2, 4, 6, 20),
+    "evaluate.diversity_prompts": 10,
+    "evaluate.diversity_samples": 25,
     **of("sft reward rejection distill gatt ppo", OPTIMIZER),
     **of("sft rejection distill gatt", FINE_TUNE),
     **of("reward", REWARD),

@@ -1,26 +1,36 @@
-"""Does an instruction given once still hold after many turns? (3.3, Table 30)"""
+"""Does an instruction given once still hold after many turns, and is a change of it followed? (3.3, Table 30)"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.conversations import Conversation
 from rlhf.data.types import Prompt, Turn
+from rlhf.evaluation.intervals import wilson
 from rlhf.generation.protocol import Sampling
-from rlhf.microworld.oracle import judge
+from rlhf.microworld.oracle import Verdict, judge
 from rlhf.rollout import sample
 
 
 @dataclass(frozen=True, slots=True)
 class TurnRates:
-    """By user turn (1 is the first): the share of answers that follow the instruction, and their mean content."""
+    """By user turn (1 is the first): the share of answers that follow what is in force, and their mean content."""
 
     followed: dict[int, float]
     content: dict[int, float]
     n: int
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """By turn, Wilson's 95% interval of the share that follows."""
+        return {str(turn): wilson(round(rate * self.n), self.n) for turn, rate in self.followed.items()}
+
+    def table(self) -> dict[str, Any]:
+        """By turn as text, as report.json has it."""
+        return {str(turn): rate for turn, rate in self.followed.items()}
 
 
 def follow_rates(
@@ -38,13 +48,18 @@ def follow_rates(
     for turn in range(1, max(turns) + 1):
         prompts = []
         for c, said in zip(conversations, spoken, strict=True):
-            said.append(Turn("user", c.user_turns[turn - 1]))
+            said.append(Turn("user", c.said(turn - 1)))
             prompts.append(Prompt(c.id, tuple(said), "microworld", is_safety=False))
         answers = [group[0] for group in sample(policy, tokenizer, prompts, greedy, seed=0)]
         if turn in turns:
             verdicts = [judge(a.prompt.turns, a.text, finished=a.finished) for a in answers]
-            followed[turn] = sum(bool(v.followed) for v in verdicts) / len(verdicts)
+            followed[turn] = sum(follows(v) for v in verdicts) / len(verdicts)
             content[turn] = sum(v.content for v in verdicts) / len(verdicts)
         for said, answer in zip(spoken, answers, strict=True):
             said.append(Turn("assistant", answer.text or "."))
     return TurnRates(followed, content, len(conversations))
+
+
+def follows(verdict: Verdict) -> bool:
+    """It obeys the instruction in force; where there is none any more, it has no style left."""
+    return not verdict.styled if verdict.followed is None else verdict.followed

@@ -2,7 +2,8 @@
 
 import pytest
 
-from rlhf.evaluation.diversity import self_bleu
+from rlhf.data.types import Prompt, Turn
+from rlhf.evaluation.diversity import over_temperature, self_bleu, slope
 
 
 def test_equal_answers_are_wholly_alike():
@@ -32,3 +33,16 @@ def test_the_mean_runs_over_answers_of_all_groups():
 def test_the_more_alike_the_higher():
     texts = ["take the key and open the door", "take the key and open the house", "good luck with all of that"]
     assert self_bleu([[texts[0], texts[1]]]) > self_bleu([texts]) > self_bleu([[texts[0], texts[2]]])
+
+
+def test_the_slope_of_a_line_by_hand():
+    # Through (0, 1), (1, 1), (2, 4): mean x 1, mean y 2; (-1)(-1) + 0 + (1)(2) = 3 over 2.
+    assert slope([0.0, 1.0, 2.0], [1.0, 1.0, 4.0]) == pytest.approx(1.5)
+    assert slope([1.0], [3.0]) == 0.0
+
+
+def test_cold_samples_are_alike_and_hot_ones_are_not(policy, tokenizer):
+    asked = {"factual": [Prompt("p", (Turn("user", "how ?"),), "x", is_safety=False)]}
+    found = over_temperature(policy, tokenizer, asked, (0.01, 3.0), samples=6, max_new_tokens=8, seed=0)["factual"]
+    assert found["0.01"]["self_bleu"] > 90 > 30 > found["3"]["self_bleu"]
+    assert found["slope"] == pytest.approx((found["3"]["self_bleu"] - found["0.01"]["self_bleu"]) / 2.99)

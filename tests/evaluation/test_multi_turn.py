@@ -1,8 +1,11 @@
 """Conversations held by a policy that reads from a script: what it was asked, and what was made of its answers."""
 
+from dataclasses import replace
+
 import pytest
 
-from rlhf.data.conversations import Conversation
+from rlhf.data.conversations import Change, Conversation
+from rlhf.data.instructions import Instruction
 from rlhf.data.types import Turn
 from rlhf.evaluation import multi_turn
 from rlhf.generation.protocol import Completion
@@ -75,3 +78,25 @@ def test_silence_is_fed_back_as_a_full_stop(asked):
     """An answer without text would end its turn where another begins."""
     rates((3,))
     assert [turn.content for turn in asked[2][1].turns if turn.role == "assistant"] == [SCRIPT[0][1], "."]
+
+
+def test_a_change_of_mind_is_said_in_its_turn_and_judged_from_there_on(asked):
+    """From turn 2 on the first wants another word at the start, the second no style at all."""
+    other = Change(1, Instruction("always start with pearl", ""), "always start with pearl")
+    none = Change(1, Instruction("forget that .", ""), "")
+    held = [replace(HELD[0], change=other), replace(HELD[1], change=none)]
+    found = multi_turn.follow_rates(None, None, held, turns=(1, 2, 3), max_new_tokens=28)
+    # Turn 2: no pearl, and no style: half. Turn 3: still the old word, and still no style: half.
+    assert found.followed == {1: 1.0, 2: 0.5, 3: 0.5}
+    assert asked[1][0].turns[-1].content == f"always start with pearl {WHERE}"
+    assert asked[1][1].turns[-1].content == f"forget that . {LAMP}"
+    assert asked[2][1].turns[-1].content == COLOR
+
+
+def test_every_rate_has_its_interval(asked):
+    found = rates((1, 3))
+    # Wilson: 2 of 2 leaves .342 to 1, 1 of 2 leaves .095 to .905.
+    assert found.intervals() == {
+        "1": pytest.approx((0.342, 1.0), abs=1e-3),
+        "3": pytest.approx((0.095, 0.905), abs=1e-3),
+    }

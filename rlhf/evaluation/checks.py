@@ -1,0 +1,173 @@
+"""Instructions whose keeping needs no judge, in the manner of IFEval: a rule reads the reply and says yes or no.
+
+A row names its rules and their arguments as the public set does (`instruction_id_list`, `kwargs`). Rules that need
+more than the reply's own text, such as telling languages apart, are not here; rows with one of them are counted and
+left out, never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.evaluation.intervals import wilson
+
+Rule = Callable[..., bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A prompt with the rules its reply has to keep."""
+
+    prompt: str
+    rules: tuple[str, ...]
+    arguments: tuple[Mapping[str, Any], ...]
+
+    @property
+    def known(self) -> bool:
+        return all(rule in RULES for rule in self.rules)
+
+    def kept(self, reply: str) -> list[bool]:
+        """For every rule, whether the reply keeps it; silence keeps none."""
+        said = bool(reply.strip())
+        return [
+            said and RULES[rule](reply, **{name: value for name, value in given.items() if value is not None})
+            for rule, given in zip(self.rules, self.arguments, strict=True)
+        ]
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Checked:
+        return cls(row["prompt"], tuple(row["instruction_id_list"]), tuple(row["kwargs"]))
+
+
+def rates(rows: Sequence[Checked], replies: Sequence[str]) -> dict[str, Any]:
+    """Shares of prompts with every rule kept and of rules kept, with 95% intervals."""
+    kept = [row.kept(reply) for row, reply in zip(rows, replies, strict=True)]
+    prompts, rules = [all(found) for found in kept], [flag for found in kept for flag in found]
+    return {
+        "prompts": sum(prompts) / max(1, len(prompts)),
+        "rules": sum(rules) / max(1, len(rules)),
+        "n": len(prompts),
+        "interval": {"prompts": wilson(sum(prompts), len(prompts)), "rules": wilson(sum(rules), len(rules))},
+    }
+
+
+# ── reading a reply ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)
+
+
+def _sentences(text: str) -> list[str]:
+    return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if part.strip()]
+
+
+def _paragraphs(text: str, separator: str = r"\n\s*\*\*\*\s*\n|\*\*\*") -> list[str]:
+    return [part for part in re.split(separator, text) if part.strip()]
+
+
+def _compared(count: int, relation: str, wanted: int) -> bool:
+    return count >= wanted if relation == "at least" else count < wanted
+
+
+def _has(text: str, word: str) -> bool:
+    return re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) is not None
+
+
+# ── the rules ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _frequency(text: str, *, keyword: str, relation: str, frequency: int) -> bool:
+    return _compared(len(re.findall(re.escape(keyword), text, re.IGNORECASE)), relation, frequency)
+
+
+def _letters(text: str, *, letter: str, let_relation: str, let_frequency: int) -> bool:
+    return _compared(text.lower().count(letter.lower()), let_relation, let_frequency)
+
+
+def _first_word(text: str, *, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
+    parts = _paragraphs(text, r"\n\n")
+    if len(parts) != num_paragraphs or nth_paragraph > len(parts):
+        return False
+    words = _words(parts[nth_paragraph - 1])
+    return bool(words) and words[0].lower() == first_word.lower()
+
+
+def _json(text: str) -> bool:
+    body = re.sub(r"^```(?:json)?|```$", "", text.strip(), flags=re.IGNORECASE).strip()
+    try:
+        json.loads(body)
+    except ValueError:
+        return False
+    return True
+
+
+def _sections(text: str, *, section_spliter: str, num_sections: int) -> bool:
+    return len(re.findall(rf"\s?{re.escape(section_spliter)}\s?\d+\s?", text)) >= num_sections
+
+
+def _two_answers(text: str) -> bool:
+    parts = [part.strip() for part in text.split("******")]
+    return len(parts) == 2 and all(parts) and parts[0] != parts[1]
+
+
+def _capitals(text: str, *, capital_relation: str, capital_frequency: int) -> bool:
+    return _compared(sum(word.isupper() for word in _words(text)), capital_relation, capital_frequency)
+
+
+def _postscript(text: str, *, postscript_marker: str) -> bool:
+    pattern = r"p\.\s?p\.\s?s" if postscript_marker == "P.P.S" else r"p\.\s?s\."
+    return re.search(rf"\s*{pattern}.*$", text.lower(), re.MULTILINE) is not None
+
+
+def _bullets(text: str, *, num_bullets: int) -> bool:
+    return len(re.findall(r"^\s*(?:\*[^*].*|-.*)$", text, re.MULTILINE)) == num_bullets
+
+
+def _highlights(text: str, *, num_highlights: int) -> bool:
+    found = re.findall(r"\*\*[^*\n]*\*\*|\*[^*\n]*\*", text)
+    return sum(bool(part.strip("*").strip()) for part in found) >= num_highlights
+
+
+RULES: Mapping[str, Rule] = {
+    "punctuation:no_comma": lambda text: "," not in text,
+    "length_constraints:number_words": lambda text, *, relation, num_words: _compared(
+        len(_words(text)), relation, num_words
+    ),
+    "length_constraints:number_sentences": lambda text, *, relation, num_sentences: _compared(
+        len(_sentences(text)), relation, num_sentences
+    ),
+    "length_constraints:number_paragraphs": lambda text, *, num_paragraphs: len(_paragraphs(text)) == num_paragraphs,
+    "length_constraints:nth_paragraph_first_word": _first_word,
+    "keywords:existence": lambda text, *, keywords: all(_has(text, word) for word in keywords),
+    "keywords:forbidden_words": lambda text, *, forbidden_words: not any(_has(text, word) for word in forbidden_words),
+    "keywords:frequency": _frequency,
+    "keywords:letter_frequency": _letters,
+    "detectable_format:number_highlighted_sections": _highlights,
+    "detectable_format:number_bullet_lists": _bullets,
+    "detectable_format:title": lambda text: re.search(r"<<[^\n]*\S[^\n]*>>", text) is not None,
+    "detectable_format:json_format": _json,
+    "detectable_format:multiple_sections": _sections,
+    "detectable_format:constrained_response": lambda text: any(
+        f"My answer is {word}." in text for word in ("yes", "no", "maybe")
+    ),
+    "startend:quotation": lambda text: len(text.strip()) > 1 and text.strip()[0] == text.strip()[-1] == '"',
+    "startend:end_checker": lambda text, *, end_phrase: (
+        text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
+    ),
+    "change_case:english_lowercase": lambda text: text.islower(),
+    "change_case:english_capital": lambda text: text.isupper(),
+    "change_case:capital_word_frequency": _capitals,
+    "detectable_content:postscript": _postscript,
+    "detectable_content:number_placeholders": lambda text, *, num_placeholders: (
+        len(re.findall(r"\[.*?\]", text)) >= num_placeholders
+    ),
+    "combination:two_responses": _two_answers,
+    "combination:repeat_prompt": lambda text, *, prompt_to_repeat: (
+        text.strip().lower().startswith(prompt_to_repeat.strip().lower())
+    ),
+}

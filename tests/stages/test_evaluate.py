@@ -1,0 +1,63 @@
+"""Evaluation of checkpoints from anywhere, and of policies without a reward model: what is measured and what is not."""
+
+import json
+import time
+
+import pytest
+
+from rlhf.errors import ConfigError
+from rlhf.evaluation.subject import Evaluation
+from stages import evaluate
+
+SMALL = {
+    "prompts": 8, "max_new_tokens": 4, "best_of_prompts": 2, "best_of_samples": 2, "temperatures": [1.0],
+    "dialogues": 2, "turns": [1, 2], "changes": 2, "attention": 2, "diversity_prompts": 1, "diversity_samples": 2,
+    "diversity_temperatures": [0.5, 1.0], "samples": 2,
+}  # fmt: skip
+
+
+def test_one_checkpoint_by_itself(job_of, saved, policy):
+    policy.config.max_position_embeddings = 512
+    folder = saved.policy("elsewhere")
+    rewards = saved.reward("models")
+    started = time.monotonic()
+    job = job_of(
+        "evaluate", reads={"policies": [], "reward": [], "preferences*": []}, model={"max_length": 512},
+        policies=[{"name": "mine", "path": str(folder / "checkpoint")}], rewards={"path": str(rewards)}, **SMALL,
+    )  # fmt: skip
+    evaluate.run(job)
+    assert time.monotonic() - started < 60
+    found = json.loads((job.out / "results.json").read_text())
+    assert set(found["policies"]) == {"mine"}
+    assert set(found["multi_turn"]["final"]) == {"1", "2"}
+    assert set(found["multi_turn"]["changed_final"]) == {"2"}
+    assert set(found["attention"]["final"]) == {"1", "2"}
+    assert set(found["diversity"]["mine"]) == {"factual", "creative"}
+    assert found["win_rates"] == {}  # nobody to win against
+    assert found["checks"] == {}
+
+
+def test_two_policies_win_against_each_other_and_rules_are_checked(job_of, saved, policy, tmp_path):
+    policy.config.max_position_embeddings = 512
+    row = {"prompt": "how ?", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    foreign = {"prompt": "q", "instruction_id_list": ["language:response_language"], "kwargs": [{"language": "fr"}]}
+    (tmp_path / "checks.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(foreign) + "\n")
+    reads = {"policies": [saved.policy("sft"), saved.policy("ppo")], "reward": [saved.reward("reward-1")]}
+    job = job_of(
+        "evaluate", reads={**reads, "preferences*": []}, model={"max_length": 512},
+        checks={"path": str(tmp_path / "checks.jsonl")}, **SMALL,
+    )  # fmt: skip
+    evaluate.run(job)
+    found = json.loads((job.out / "results.json").read_text())
+    assert found["win_rates"]["against"] == "sft"
+    # The same weights and the same random numbers: every answer ties.
+    assert {row["rate"] for row in found["win_rates"]["ppo"]["own"].values()} == {0.5}
+    assert found["checks"]["sft"]["n"] == 1  # the other rule needs more than the reply
+
+
+def test_a_policy_that_is_not_there_is_named(job_of, saved):
+    reads = {"policies": [saved.policy("sft")], "reward": []}
+    with pytest.raises(ConfigError, match="names ppo, which this run does not make"):
+        Evaluation.of(job_of("evaluate", reads=reads, policies=[{"name": "ppo"}]))
+    with pytest.raises(ConfigError, match="no policy to evaluate"):
+        Evaluation.of(job_of("evaluate", reads={"policies": [], "reward": []}))
