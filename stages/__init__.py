@@ -75,6 +75,12 @@ PIPELINE = (
         learners=2,
     ),
     Stage(
+        "scaling",
+        "safety data scaling: how much safety data does what (4.2.3)",
+        reads=("base", "reward", "rejection*"),
+        data="prompts",
+    ),
+    Stage(
         "evaluate",
         "every policy on held-out prompts (3.4, 4)",
         reads=("policies", "reward*", "preferences*"),

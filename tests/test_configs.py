@@ -54,14 +54,15 @@ PAPER = {
     "distill.preprompt": "category",
     "distill.keep": "better",
     "gatt.short_share": 0.5,
+    "scaling.shares": (0.0, 0.01, 0.1, 0.25, 0.5, 1.0),
     "evaluate.turns": (2, 4, 6, 20),
     "evaluate.diversity_prompts": 10,
     "evaluate.diversity_samples": 25,
-    **of("sft reward rejection distill gatt ppo", OPTIMIZER),
-    **of("sft rejection distill gatt", FINE_TUNE),
+    **of("sft reward rejection distill gatt ppo scaling", OPTIMIZER),
+    **of("sft rejection distill gatt scaling", FINE_TUNE),
     **of("reward", REWARD),
     **of("ppo", PPO),
-    **of("reward rejection distill gatt ppo evaluate", {"safety_threshold": 0.15}),
+    **of("reward rejection distill gatt ppo scaling evaluate", {"safety_threshold": 0.15}),
 }
 PRETRAINING = {**OPTIMIZER, "learning_rate": 3e-4, "warmup_steps": 2000, "final_lr_ratio": 0.1}  # 2.2, 7B and 13B
 SIZE_70B = {"reward.learning_rate": 5e-6, "ppo.kl_coef": 0.005}

@@ -69,7 +69,14 @@ def conversations(e: Evaluation, count: int) -> list[Conversation]:
     turns = max(e.job.config.turns)
     seed = e.job.seed_of("multi-turn")
     return feed.conversations(
-        e.job.config.data, count, min_turns=turns, max_turns=turns, seed=seed, held_out=True, stage="evaluate"
+        e.job.config.data,
+        count,
+        min_turns=turns,
+        max_turns=turns,
+        seed=seed,
+        held_out=True,
+        stage="evaluate",
+        test_share=e.job.recipe.data.test_share,
     )
 
 
@@ -134,7 +141,15 @@ def kinds_of_prompts(e: Evaluation, count: int) -> dict[str, list[Prompt]]:
             drawn = corpus.prompts(rng, 20 * count, mix={"safe": 1.0}, instruction_share=0, held_out=False, forms=forms)
         else:
             rows = feed.prompts(
-                config.data, 10**9, seed=seed, stage="evaluate", world=world, mix={}, side="test", say=e.job.track.say
+                config.data,
+                10**9,
+                seed=seed,
+                stage="evaluate",
+                world=world,
+                mix={},
+                side="test",
+                test_share=e.job.recipe.data.test_share,
+                say=e.job.track.say,
             )
             drawn = [prompt for prompt in rows if prompt.kind == kind]
         once = list({prompt.turns: prompt for prompt in drawn}.values())[:count]

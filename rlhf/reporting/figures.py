@@ -155,6 +155,27 @@ def tradeoff_charts(report: Mapping[str, Any]) -> list[Chart]:
     return [Chart("Every version", svg, "Up and to the right is better; the line joins versions in order.", alt)]
 
 
+def scaling_charts(report: Mapping[str, Any]) -> list[Chart]:
+    """The trade-off of safety data in one plot: helpfulness, violations and false refusals by share (Fig 15, 33)."""
+    rows = sorted(report.get("safety_scaling", {}).items(), key=lambda item: float(item[0]))
+    wanted = (
+        ("helpfulness", lambda row: row.get("gold_helpfulness")),
+        ("violations", lambda row: row.get("violation_rate")),
+        ("refused, ordinary", lambda row: row.get("false_refusal", {}).get("ordinary")),
+        ("refused, borderline", lambda row: row.get("false_refusal", {}).get("borderline")),
+    )
+    series = [
+        Series(name, [100 * float(share) for share, _ in known], [value(row) for _, row in known])
+        for name, value in wanted
+        if len(known := [(share, row) for share, row in rows if value(row) is not None]) > 1
+    ]
+    if not series:
+        return []
+    caption = "The same helpfulness data with more and more safety data; every model starts from the pretrained one."
+    svg = lines("safety-scaling", series, x="safety data, %", y="share, gold score")
+    return [Chart("What safety data buys and costs", svg, caption, alt_of(series))]
+
+
 def ppo_charts(metrics: Mapping[str, Sequence[Row]]) -> list[Chart]:
     """The course of PPO: reward, KL, the held-out checks, and the health of policy and critic."""
     charts = []

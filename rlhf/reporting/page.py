@@ -74,7 +74,7 @@ def draw(
         best_of_charts=figures.best_of_charts(report),
         temperature_charts=figures.temperature_charts(report),
         ppo_charts=figures.ppo_charts(ppo),
-        tradeoff_charts=figures.tradeoff_charts(report),
+        tradeoff_charts=figures.tradeoff_charts(report) + figures.scaling_charts(report),
         multi_turn=table.multi_turn_sheet(report),
         heat=heat(report.get("multi_turn", {})),
         samples=[sample(row) for row in report.get("samples", [])],

@@ -23,6 +23,7 @@ from rlhf.schema.ppo import PPOConfig
 from rlhf.schema.preferences import PreferencesConfig
 from rlhf.schema.rejection import RejectionConfig
 from rlhf.schema.reward import RewardConfig
+from rlhf.schema.scaling import ScalingConfig
 from rlhf.schema.setting import Count, Positive, Section, ours, paper
 from rlhf.schema.sft import SFTConfig
 from rlhf.schema.shared import AdamW, Combine, FineTune, Gate, Source
@@ -48,12 +49,13 @@ __all__ = [
     "RejectionConfig",
     "RewardConfig",
     "SFTConfig",
+    "ScalingConfig",
     "Section",
     "Source",
 ]
 
-STAGES = ("base", "sft", "preferences", "reward", "rejection", "distill", "gatt", "ppo", "evaluate")
-WHEN_LISTED = ("distill",)  # part of a recipe only where it lists them
+STAGES = ("base", "sft", "preferences", "reward", "rejection", "distill", "gatt", "ppo", "scaling", "evaluate")
+WHEN_LISTED = ("distill", "scaling")  # part of a recipe only where it lists them
 MICROWORLD = "microworld"
 
 
@@ -66,7 +68,7 @@ class Recipe(Section):
     stages: tuple[Literal[STAGES], ...] = ours(  # type: ignore[valid-type]
         tuple(name for name in STAGES if name not in WHEN_LISTED),
         "stages of this recipe, in order",
-        "all but distill, which asks for a policy that heeds preprompts",
+        "all but distill, which asks for a policy that heeds preprompts, and scaling, an experiment",
         min_length=1,
     )
     wandb: Literal["auto", "online", "offline", "disabled"] = ours("auto", "online when logged in, offline otherwise")
@@ -86,6 +88,7 @@ class Recipe(Section):
     distill: DistillConfig = DistillConfig()
     gatt: GAttConfig = GAttConfig()
     ppo: PPOConfig = PPOConfig()
+    scaling: ScalingConfig = ScalingConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")

@@ -1,0 +1,120 @@
+"""Safety data scaling: fixed helpfulness data, a growing share of the safety data, a model each (4.2.3, Fig 15, 33).
+
+"We keep the amount of helpfulness data unchanged and gradually increase the amount of safety data": each model is the
+pretrained one, fine-tuned for two epochs. The data are the best answers that rejection sampling has pooled.
+"""
+
+import random
+from typing import Any
+
+import torch
+
+from rlhf.data import feed, pool
+from rlhf.data.chat import encode_completion, encode_prompt
+from rlhf.data.pool import PoolEntry
+from rlhf.data.types import Dialogue, Prompt, Turn
+from rlhf.errors import DataError
+from rlhf.evaluation.gold import gold_report
+from rlhf.evaluation.intervals import of_mean, wilson
+from rlhf.evaluation.refusals import refuses
+from rlhf.finetune import fine_tune
+from rlhf.generation.protocol import Sampling
+from rlhf.models.load import freeze, load_policy, load_tokenizer
+from rlhf.models.reward_models import RewardModels
+from rlhf.pipeline import Job
+from rlhf.rollout import Sample, sample
+
+KINDS = ("safe", "border", "unsafe")
+
+
+def run(job: Job) -> None:
+    """Leave `results.json`: by share, both reward models' scores, violations and false refusals."""
+    tokenizer = load_tokenizer(job.one("base") / "checkpoint")
+    rewards = RewardModels.load(job.one("reward"), job.recipe.model)
+    helpfulness, safety = pooled(job, tokenizer, rewards)
+    prompts = heldout(job)
+    found: dict[str, Any] = {}
+    for share in job.config.shares:
+        policy = load_policy(job.one("base") / "checkpoint", job.recipe.model)
+        used = part(safety, share)
+        job.track.say(f"{share:.0%} of the safety data: {len(helpfulness):,} + {len(used):,} dialogues")
+        fine_tune(policy, tokenizer, helpfulness + used, job)
+        once = Sampling(1, job.config.temperature, job.config.max_new_tokens)
+        answers = [group[0] for group in sample(freeze(policy), tokenizer, prompts, once, seed=job.seed_of("answers"))]
+        found[f"{share:g}"] = {"safety_rows": len(used)} | measured(job, rewards, answers)
+    job.write_results({"safety_scaling": found})
+
+
+def pooled(job: Job, tokenizer, rewards: RewardModels) -> tuple[list[Dialogue], list[Dialogue]]:
+    """The best answer to every prompt of all rounds: to ordinary prompts, and to those with the safety tag.
+
+    All are scored by today's reward models, as scores of different rounds cannot be compared.
+    """
+    entries = [entry for path in job.every("rejection*") for entry in pool.read(path / "pool.jsonl").entries]
+    usable = [entry for entry in entries if entry.finished and entry.completion]
+    rows = [encode_prompt(tokenizer, e.prompt) + encode_completion(tokenizer, e.completion) for e in usable]
+    scores = rewards(rows, [e.is_safety for e in usable], safety_threshold=job.config.safety_threshold).combined
+    best = pool.best(usable, scores.tolist())
+    sides = [[row(e, i) for i, e in enumerate(best) if e.is_safety is tag] for tag in (False, True)]
+    if not all(sides):
+        raise DataError("the pool holds no answers to prompts with the safety tag, or no others")
+    random.Random(job.seed).shuffle(sides[1])
+    return sides[0], sides[1]
+
+
+def row(entry: PoolEntry, number: int) -> Dialogue:
+    """A pooled answer as a dialogue."""
+    return Dialogue(f"pool-{number}", (*entry.prompt, Turn("assistant", entry.completion)), "pool")
+
+
+def part(rows: list[Dialogue], share: float) -> list[Dialogue]:
+    """The first rows, so that a larger share holds every row of a smaller one."""
+    return rows[: round(share * len(rows))]
+
+
+def heldout(job: Job) -> list[Prompt]:
+    """Held-out prompts of each kind, none twice; sets without kinds give what they have."""
+    config, world = job.config, job.recipe.microworld.model_copy(update={"instruction_share": 0.0})
+    found: dict[Any, Prompt] = {}
+    for kind in KINDS:
+        count, seed = config.prompts // len(KINDS), job.seed_of(f"prompts {kind}")
+        drawn = feed.prompts(
+            config.data,
+            10 * count,
+            seed=seed,
+            stage="scaling",
+            world=world,
+            mix={kind: 1.0},
+            side="test",
+            test_share=job.recipe.data.test_share,
+            say=job.track.say,
+        )
+        found |= {prompt.turns: prompt for prompt in list({p.turns: p for p in drawn}.values())[:count]}
+    return list(found.values())
+
+
+def measured(job: Job, rewards: RewardModels, answers: list[Sample]) -> dict[str, Any]:
+    """Scores of each model on its own kind of prompt, and what the oracle says where there is one.
+
+    False refusals are counted by the words of the answer where no oracle can say.
+    """
+    tags = [s.prompt.is_safety for s in answers]
+    scores = rewards([s.row for s in answers], tags, safety_threshold=job.config.safety_threshold)
+    tagged = torch.tensor(tags)
+    figures: dict[str, Any] = {}
+    interval: dict[str, Any] = {}
+    for name, values, where in (
+        ("reward_helpfulness", scores.helpfulness, ~tagged),
+        ("reward_safety", scores.safety, tagged),
+    ):
+        if bool(where.any()):
+            figures[name], interval[name] = values[where].mean().item(), of_mean(values[where].tolist())
+    if bool(tagged.any()):
+        figures["safety_p10"] = torch.quantile(scores.safety[tagged], 0.1).item()
+    gold = gold_report(answers)
+    interval |= gold.pop("interval", {})
+    if not gold:
+        refused = [refuses(s.text) for s in answers if not s.prompt.is_safety]
+        figures["false_refusal"] = {"ordinary": sum(refused) / max(1, len(refused))}
+        interval["false_refusal.ordinary"] = wilson(sum(refused), len(refused))
+    return figures | gold | {"n": len(answers), "interval": interval}

@@ -1,0 +1,63 @@
+"""Safety data scaling: the same helpfulness rows in every model, nested shares of the safety rows, all measured."""
+
+import json
+
+import pytest
+
+from rlhf.data import pool
+from rlhf.data.pool import PoolEntry
+from rlhf.data.types import Turn
+from rlhf.errors import DataError
+from rlhf.reporting.figures import scaling_charts
+from stages import scaling
+
+
+def entry(number, *, unsafe, text="take the key .", finished=True, k=0):
+    return PoolEntry(
+        prompt_id=f"p{number}", prompt=(Turn("user", f"how {number} ?"),), is_safety=unsafe, completion=text,
+        scores={"combined": 0.0}, round=1, policy="d", temperature=1.0, seed=0, k=k, finished=finished,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def reads(tmp_path, saved):
+    folder = tmp_path / "rejection-1"
+    folder.mkdir()
+    entries = [entry(n, unsafe=n >= 4) for n in range(12)]
+    entries += [entry(0, unsafe=False, text="never ends", finished=False, k=1), entry(12, unsafe=True, text="")]
+    pool.append(folder / "pool.jsonl", entries)
+    return {"base": [saved.policy("base")], "reward": [saved.reward("reward-1")], "rejection*": [folder]}
+
+
+def test_each_share_trains_a_model_on_all_helpfulness_rows_and_its_part_of_the_safety_rows(job_of, reads, monkeypatch):
+    trained = []
+    monkeypatch.setattr(
+        scaling, "fine_tune", lambda policy, tokenizer, rows, job: trained.append([r.turns for r in rows])
+    )
+    job = job_of("scaling", reads=reads, shares=[0.0, 0.25, 1.0], prompts=9, max_new_tokens=4)
+    scaling.run(job)
+    unsafe = [[turns for turns in rows if int(turns[0].content.split()[1]) >= 4] for rows in trained]
+    assert [len(rows) for rows in unsafe] == [0, 2, 8]  # a quarter of eight is two; the empty answer is no row
+    assert [len(rows) for rows in trained] == [4, 6, 12]
+    assert unsafe[1] == unsafe[2][:2]
+    assert "never ends" not in {turns[-1].content for rows in trained for turns in rows}
+    found = json.loads((job.out / "results.json").read_text())["safety_scaling"]
+    assert [row["safety_rows"] for row in found.values()] == [0, 2, 8]
+    for row in found.values():
+        assert {"reward_helpfulness", "reward_safety", "safety_p10", "violation_rate", "false_refusal"} <= set(row)
+    # The policies were not trained here: the same answers, hence the same figures.
+    assert found["0"]["violation_rate"] == found["1"]["violation_rate"]
+    (chart,) = scaling_charts({"safety_scaling": found})
+    assert "violations" in chart.alt
+    assert "refused, borderline" in chart.alt
+
+
+def test_a_pool_without_safety_prompts_is_refused(job_of, reads, tmp_path, rewards, tokenizer):
+    (tmp_path / "other").mkdir()
+    pool.append(tmp_path / "other" / "pool.jsonl", [entry(0, unsafe=False)])
+    with pytest.raises(DataError, match="no answers to prompts with the safety tag"):
+        scaling.pooled(job_of("scaling", reads={**reads, "rejection*": [tmp_path / "other"]}), tokenizer, rewards)
+
+
+def test_without_figures_there_is_no_plot():
+    assert scaling_charts({}) == []
