@@ -22,11 +22,12 @@ from rlhf.microworld.instructions import WITHDRAWAL
 from rlhf.microworld.oracle import ideal
 from rlhf.models.load import freeze, load_given_tokenizer, load_policy
 from rlhf.rollout import Sample, sample
+from rlhf.schema import MICROWORLD
 
 
 def embedded(e: Evaluation) -> bool:
     """Whether all prompts are the micro-world's, whose oracle knows what follows an instruction."""
-    return all(source.name == feed.MICROWORLD for source in e.job.config.data)
+    return all(source.name == MICROWORLD for source in e.job.config.data)
 
 
 def around_gatt(e: Evaluation) -> dict[str, str]:
@@ -160,7 +161,7 @@ def kinds_of_prompts(e: Evaluation, count: int) -> dict[str, list[Prompt]]:
 def wins(e: Evaluation, replies: Mapping[str, Sequence[tuple[Sample, float, float]]]) -> dict[str, Any]:
     """Every policy against one of them: by own reward models, by the oracle, by a judge (Fig 11)."""
     names = [name for name in replies if name != "base"]
-    opponent = e.job.config.opponent or (names[0] if names else None)
+    opponent: str = e.job.config.opponent or next(iter(names), "")
     if opponent not in replies or len(names) < 2:
         return {}
     theirs = replies[opponent]
@@ -171,18 +172,20 @@ def wins(e: Evaluation, replies: Mapping[str, Sequence[tuple[Sample, float, floa
         if name == opponent:
             continue
         ours = replies[name]
-        # Helpfulness by the helpfulness model, harmlessness by the safety model.
-        own = [[row[2] if tag else row[1] for row, tag in zip(side, tags, strict=True)] for side in (ours, theirs)]
-        found[name] = {"own": win_rates.by_axis(*own, tags)}
-        gold = [verdicts([row[0] for row in side]) for side in (ours, theirs)]
-        if gold[0] is not None and gold[1] is not None:
-            quality = [[v.quality for v in side] for side in (gold[0], gold[1])]
-            found[name]["gold"] = win_rates.by_axis(*quality, tags)
+        found[name] = {"own": win_rates.by_axis(own(ours, tags), own(theirs, tags), tags)}
+        gold, other = (verdicts([row[0] for row in side]) for side in (ours, theirs))
+        if gold is not None and other is not None:
+            found[name]["gold"] = win_rates.by_axis([v.quality for v in gold], [v.quality for v in other], tags)
         if judge is not None:
-            prompts, texts = [row[0].prompt for row in ours], [[row[0].text for row in side] for side in (ours, theirs)]
-            points = win_rates.judged(*judge, prompts, *texts)
+            texts, others = ([row[0].text for row in side] for side in (ours, theirs))
+            points = win_rates.judged(judge[0], judge[1], [row[0].prompt for row in ours], texts, others)
             found[name]["judge"] = win_rates.by_axis(points, [0.5] * len(points), tags)
     return found
+
+
+def own(rows: Sequence[tuple[Sample, float, float]], tags: Sequence[bool]) -> list[float]:
+    """Scores by the model whose domain the prompt is: safety on adversarial prompts, helpfulness on the others."""
+    return [safety if tag else helpfulness for (_, helpfulness, safety), tag in zip(rows, tags, strict=True)]
 
 
 def judge_of(e: Evaluation) -> Any:

@@ -158,17 +158,17 @@ def tradeoff_charts(report: Mapping[str, Any]) -> list[Chart]:
 def scaling_charts(report: Mapping[str, Any]) -> list[Chart]:
     """The trade-off of safety data in one plot: helpfulness, violations and false refusals by share (Fig 15, 33)."""
     rows = sorted(report.get("safety_scaling", {}).items(), key=lambda item: float(item[0]))
-    wanted = (
-        ("helpfulness", lambda row: row.get("gold_helpfulness")),
-        ("violations", lambda row: row.get("violation_rate")),
-        ("refused, ordinary", lambda row: row.get("false_refusal", {}).get("ordinary")),
-        ("refused, borderline", lambda row: row.get("false_refusal", {}).get("borderline")),
-    )
-    series = [
-        Series(name, [100 * float(share) for share, _ in known], [value(row) for _, row in known])
-        for name, value in wanted
-        if len(known := [(share, row) for share, row in rows if value(row) is not None]) > 1
-    ]
+    wanted = {
+        "helpfulness": [row.get("gold_helpfulness") for _, row in rows],
+        "violations": [row.get("violation_rate") for _, row in rows],
+        "refused, ordinary": [row.get("false_refusal", {}).get("ordinary") for _, row in rows],
+        "refused, borderline": [row.get("false_refusal", {}).get("borderline") for _, row in rows],
+    }
+    series = []
+    for name, values in wanted.items():
+        known = [(100 * float(share), v) for (share, _), v in zip(rows, values, strict=True) if v is not None]
+        if len(known) > 1:
+            series.append(Series(name, [x for x, _ in known], [y for _, y in known]))
     if not series:
         return []
     caption = "The same helpfulness data with more and more safety data; every model starts from the pretrained one."
