@@ -30,7 +30,7 @@ KINDS = ("safe", "border", "unsafe")
 def run(job: Job) -> None:
     """Leave `results.json`: by share, both reward models' scores, violations and false refusals."""
     tokenizer = load_tokenizer(job.one("base") / "checkpoint")
-    rewards = RewardModels.load(job.one("reward"), job.recipe.model)
+    rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
     helpfulness, safety = pooled(job, tokenizer, rewards)
     prompts = heldout(job)
     found: dict[str, Any] = {}
