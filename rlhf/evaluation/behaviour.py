@@ -9,7 +9,8 @@ from typing import Any
 
 from rlhf.data import feed
 from rlhf.data.conversations import Conversation, another, changed
-from rlhf.data.types import Prompt, Turn, json_lines
+from rlhf.data.lines import json_lines
+from rlhf.data.types import Prompt, Turn
 from rlhf.evaluation import attention, win_rates
 from rlhf.evaluation.checks import Checked, rates
 from rlhf.evaluation.diversity import over_temperature
