@@ -98,7 +98,7 @@ COMMANDS = (
     ),
     Command(
         "check",
-        "check the data of a recipe before it is trained on, or an export against what was trained",
+        "check the data of a recipe before training, or an export against what was trained",
         "Data: with stage=NAME, only what that stage reads; problems that would stop a stage give exit code 65.\n"
         "An export: exit code 1 if anything differs.",
         ("rlhf check data", "rlhf check data stage=reward config=hh", "rlhf check parity policy=sft path=models/sft"),
