@@ -21,7 +21,7 @@ from rich.console import Console
 
 from rlhf import report as reports
 from rlhf.errors import DataError
-from rlhf.reporting.figures import falls_with_rating, is_loss
+from rlhf.reporting.figures import falls_with_rating, is_loss, over_optimised, temperature_charts
 from rlhf.reporting.plots import Series, lines
 from rlhf.reporting.text import percent, two_places
 from rlhf.schema import Recipe
@@ -533,3 +533,19 @@ def test_long_names_leave_the_lines_their_room() -> None:
     (wide, tall), (narrow, low) = [(float(width), float(height)) for width, height in sizes]
     assert wide == narrow
     assert tall > low
+
+
+def test_the_point_where_the_reward_is_over_optimised_is_named():
+    turning, rising = Series("sft", [1, 2, 4], [0.3, 0.5, 0.4]), Series("ppo", [1, 2, 4], [0.3, 0.4, 0.5])
+    said = over_optimised(turning)
+    assert said == "Sft: gold is highest at N = 2; beyond it the reward is over-optimised, by 0.1 at N = 4."
+    assert over_optimised(rising) == "Ppo: gold is highest at the largest N, 4."
+
+
+def test_temperature_curves_state_their_budget():
+    by_t = {"0.6": {"1": 0.1, "16": 0.4}, "1": {"1": 0.0, "16": 0.5}}
+    config = {"evaluate": {"best_of_prompts": 64, "best_of_samples": 16}}
+    (chart,) = temperature_charts({"temperature": {"sft": by_t}, "config": config})
+    assert (
+        chart.caption == "Best of 16 is highest at temperature 1. Budget: 16 samples of 64 prompts at 2 temperatures."
+    )

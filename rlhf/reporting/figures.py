@@ -136,7 +136,7 @@ def temperature_charts(report: Mapping[str, Any]) -> list[Chart]:
         if series:
             best = max(zip(series[-1].y, series[-1].x, strict=True))[1]
             svg = lines(f"temperature-{_key(policy)}", series, x="temperature", y="score, logits")
-            caption = f"Best of {sizes[-1]} is highest at temperature {best:g}."
+            caption = f"Best of {sizes[-1]} is highest at temperature {best:g}.{_budget(report, len(by_t))}"
             charts.append(Chart(str(policy), svg, caption, alt_of(series)))
     return charts
 
@@ -216,6 +216,15 @@ def alt_of(series: Sequence[Series]) -> str:
     return "; ".join(
         f"{s.name}: {short(s.y[0])} at {short(s.x[0])}, {short(s.y[-1])} at {short(s.x[-1])}" for s in series
     )
+
+
+def _budget(report: Mapping[str, Any], temperatures: int) -> str:
+    """What the curves cost, in words: the best temperature is one for this budget."""
+    config = report.get("config", {}).get("evaluate", {})
+    prompts, samples = config.get("best_of_prompts"), config.get("best_of_samples")
+    if not (prompts and samples):
+        return ""
+    return f" Budget: {samples} samples of {prompts} prompts at {temperatures} temperatures."
 
 
 def _bar(domain: Mapping[str, Any], rating: str) -> Bar | None:
