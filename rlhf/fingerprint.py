@@ -141,20 +141,20 @@ def _module_file(name: str) -> Path | None:
 # --- local data files ---
 
 
-def local_paths(settings: Any, name: str = "") -> Iterator[tuple[str, Path]]:
+def local_paths(settings: Any, name: str = "", *, keys: tuple[str, ...] = ("path",)) -> Iterator[tuple[str, Path]]:
     """Every setting called `path` (data.0.path) whose value looks like or is a local path; the pools of `pool_from`."""
     if isinstance(settings, Mapping):
         for key, value in settings.items():
             dotted = f"{name}.{key}" if name else str(key)
-            if key == "path" and isinstance(value, str) and (_looks_local(value) or Path(value).exists()):
+            if key in keys and isinstance(value, str) and (_looks_local(value) or Path(value).exists()):
                 yield dotted, Path(value).expanduser()
             elif key == "pool_from" and value is not None:
                 run = Path(value).expanduser()
                 yield from ((dotted, pool) for pool in sorted(run.glob("rejection-*/pool.jsonl")) or [run])
-            yield from local_paths(value, dotted)
+            yield from local_paths(value, dotted, keys=keys)
     elif isinstance(settings, list):
         for index, value in enumerate(settings):
-            yield from local_paths(value, f"{name}.{index}")
+            yield from local_paths(value, f"{name}.{index}", keys=keys)
 
 
 def _looks_local(value: str) -> bool:
@@ -170,7 +170,7 @@ def data_of(settings: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str,
     `before` is not read again.
     """
     found: dict[str, Any] = {}
-    for place in [*(path for _, path in local_paths(settings)), *_catalogue(settings)]:
+    for place in [*(path for _, path in local_paths(settings, keys=("path", "ratings"))), *_catalogue(settings)]:
         files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
         for file in files:
             if not file.is_file():

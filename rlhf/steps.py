@@ -110,7 +110,8 @@ def _check_data(recipe: Recipe, stage: Stage) -> None:
             hints.append(f"or leave {stage.name} out of the setting `stages`")
         raise ConfigError(f"{setting} is empty, and {stage.name} reads {stage.data}", hints=hints)
     for source in sources:
-        if stage.microworld_only and source.name != MICROWORLD:
+        annotated = stage.name == "preferences" and recipe.preferences.annotator != "oracle"
+        if stage.microworld_only and source.name != MICROWORLD and not annotated:
             raise ConfigError(
                 f"{setting} names {source.name}, and only the micro-world has {stage.data}",
                 hints=[f"use {setting}=[{{name: {MICROWORLD}}}]", f"or leave {stage.name} out of the setting `stages`"],

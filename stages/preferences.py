@@ -3,9 +3,12 @@
 import random
 from pathlib import Path
 
+from rlhf.annotation import store
+from rlhf.annotation.judge import Judge
+from rlhf.annotation.pairs import Candidate
 from rlhf.data import feed
 from rlhf.data.types import Preference, Prompt, write_jsonl
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, PreemptedError
 from rlhf.generation.protocol import Sampling
 from rlhf.microworld.annotator import annotate
 from rlhf.models.load import load_tokenizer
@@ -17,31 +20,86 @@ DOMAINS = ("helpfulness", "safety")
 
 def run(job: Job) -> None:
     """Leave `<domain>.train.jsonl` and `<domain>.test.jsonl`; test prompts are never trained on."""
-    for source in job.config.data:
-        if source.name != feed.MICROWORLD:
+    config = job.config
+    for source in config.data:
+        if source.name != feed.MICROWORLD and config.annotator == "oracle":
             raise ConfigError(
                 f"preferences.data names {source.name}, and nobody is there to rate answers to its prompts",
                 hints=[
                     f"use preferences.data=[{{name: {feed.MICROWORLD}}}], which has annotators",
+                    "or name an annotator: preferences.annotator=file or judge",
                     "or leave preferences out of `stages`, and give rated pairs to reward.data",
                 ],
             )
-    policies = [path for path in job.every("policies") if path.name != "base"][-2:]
+    if config.annotator == "file":
+        by_people(job)
+        return
     for domain in DOMAINS:
         for split in ("train", "test"):
-            prompts = prompts_of(job, domain, side=split)
-            first, second = answers(job, policies, prompts)
-            rng = random.Random(f"{job.seed}/{domain}/{split}")
-            rated = [rate(domain, a, b, rng) for a, b in zip(first, second, strict=True)]
-            pairs = [pair for pair in rated if pair is not None]
-            write_jsonl(job.out / f"{domain}.{split}.jsonl", pairs)
-            job.track.say(
-                f"{domain} {split}: {len(pairs):,} pairs of {len(prompts):,} prompts (the rest: same answers)"
-            )
-            for pair in pairs[:4]:
-                job.track.sample({"domain": domain, "split": split, **pair.to_json()})
-            for level, n in levels(pairs).items():
-                job.track.log({f"{domain}/{split}/{level}": n / max(1, len(pairs))}, step=0)
+            drawn = answered(job, domain, split)
+            if config.annotator == "judge":
+                judge = Judge(config.judge, config.judge_model)
+                pairs = judge.rate(candidates(job, domain, split, drawn))
+                job.track.say(str(judge))
+            else:
+                rng = random.Random(f"{job.seed}/{domain}/{split}")
+                pairs = [pair for a, b in drawn if (pair := rate(domain, a, b, rng)) is not None]
+            keep(job, domain, split, pairs, of=len(drawn))
+
+
+def by_people(job: Job) -> None:
+    """Take the ratings that people gave; without any, lay down the pairs for them and wait (`rlhf annotate`)."""
+    folder = Path(job.config.ratings).expanduser()
+    if not store.pairs_file(folder, job.name).exists():
+        found = [
+            pair
+            for domain in DOMAINS
+            for split in ("train", "test")
+            for pair in candidates(job, domain, split, answered(job, domain, split))
+        ]
+        store.keep_pairs(folder, job.name, found)
+    side_of = {pair.id: (pair.domain, pair.side) for pair in store.pairs(folder, job.name)}
+    rated = store.ratings(folder, job.name)
+    if not rated:
+        raise PreemptedError(
+            f"{job.name} waits for people: {len(side_of):,} pairs are to be rated",
+            where=str(folder),
+            hints=[
+                "rlhf annotate export pairs.csv",
+                "fill it in, then: rlhf annotate import pairs.csv",
+                "then: rlhf run",
+            ],
+        )
+    for domain in DOMAINS:
+        for split in ("train", "test"):
+            pairs = [pair for pair in rated if side_of[pair.id] == (domain, split)]
+            keep(job, domain, split, pairs, of=sum(place == (domain, split) for place in side_of.values()))
+
+
+def answered(job: Job, domain: str, split: feed.Side) -> list[tuple[Sample, Sample]]:
+    """Two answers to every prompt, by the two newest variants."""
+    policies = [path for path in job.every("policies") if path.name != "base"][-2:]
+    first, second = answers(job, policies, prompts_of(job, domain, side=split))
+    return list(zip(first, second, strict=True))
+
+
+def candidates(job: Job, domain: str, split: str, drawn: list[tuple[Sample, Sample]]) -> list[Candidate]:
+    """Pairs for people or a judge, in a drawn order; answers that are the same, or empty, are no pair."""
+    return [
+        Candidate.of(a.prompt, a.text, b.text, domain=domain, side=split, seed=job.seed)
+        for a, b in drawn
+        if a.text.strip() != b.text.strip() and a.text.strip() and b.text.strip()
+    ]
+
+
+def keep(job: Job, domain: str, split: str, pairs: list[Preference], *, of: int) -> None:
+    """Write the pairs of one domain and side, and say what they are like."""
+    write_jsonl(job.out / f"{domain}.{split}.jsonl", pairs)
+    job.track.say(f"{domain} {split}: {len(pairs):,} pairs of {of:,} (the rest: same answers, or nobody's choice)")
+    for pair in pairs[:4]:
+        job.track.sample({"domain": domain, "split": split, **pair.to_json()})
+    for level, n in levels(pairs).items():
+        job.track.log({f"{domain}/{split}/{level}": n / max(1, len(pairs))}, step=0)
 
 
 def prompts_of(job: Job, domain: str, *, side: feed.Side) -> list[Prompt]:

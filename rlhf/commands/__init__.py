@@ -97,6 +97,16 @@ COMMANDS = (
         options=EXPORT | {"repo": "OWNER/NAME on the hub"},
     ),
     Command(
+        "annotate",
+        "export pairs for people to rate, and import their ratings",
+        "For preferences.annotator=file. Pairs are blind and in a drawn order; stage=preferences-2 names a round.",
+        ("rlhf annotate export pairs.csv", "rlhf annotate import pairs.csv"),
+        words={
+            "export": "FILE: a .csv or .jsonl to fill in",
+            "import": "FILE: the same, filled in; every cell is checked",
+        },
+    ),
+    Command(
         "check",
         "check the data of a recipe before training, or an export against what was trained",
         "Data: with stage=NAME, only what that stage reads; problems that would stop a stage give exit code 65.\n"

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from rlhf.annotation import store
 from rlhf.data.types import Preference, Prompt, Turn, read_jsonl
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, PreemptedError
 from rlhf.generation.protocol import Completion
 from rlhf.microworld.language import pair_held_out
 from rlhf.microworld.oracle import read_prompt
@@ -23,7 +24,7 @@ def drawn(monkeypatch, policy, tokenizer):
     """The stage's models are one tiny policy; noted are the folders it is said to come from, and what is sampled."""
     loaded, samples, real = [], [], preferences.sample
 
-    def load_policy(path, config):
+    def sampler(generation, path, config):
         loaded.append(path.parent.name)
         return policy
 
@@ -32,7 +33,7 @@ def drawn(monkeypatch, policy, tokenizer):
         samples.append((loaded[-1], sampling, groups))
         return groups
 
-    monkeypatch.setattr(preferences, "load_policy", load_policy)
+    monkeypatch.setattr(preferences, "sampler", sampler)
     monkeypatch.setattr(preferences, "load_tokenizer", lambda path: tokenizer)
     monkeypatch.setattr(preferences, "sample", sample)
     return loaded, samples
@@ -154,3 +155,41 @@ def test_other_peoples_prompts_have_no_annotators(job_of):
     job = job_of("preferences", data=[{"name": "hh"}], reads={"policies": []})
     with pytest.raises(ConfigError, match=r"preferences\.data names hh, and nobody is there to rate"):
         preferences.run(job)
+
+
+# ── people ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_people_rate_what_waits_for_them(job_of, tmp_path, monkeypatch):
+    """Without ratings the stage lays pairs down and waits; with them it makes its artefact and samples nothing."""
+    texts = iter(f"answer {i} ." for i in range(10_000))
+
+    def answers(job, policies, prompts):
+        return [[replace(said(next(texts)), prompt=prompt) for prompt in prompts] for _ in range(2)]
+
+    monkeypatch.setattr(preferences, "answers", answers)
+    folder = tmp_path / "people"
+    with pytest.raises(PreemptedError, match="preferences-1 waits for people: 74 pairs"):  # 30 + 20 + 2 x 12
+        run(job_of, tmp_path, "sft", annotator="file", ratings=str(folder))
+    waiting = store.pairs(folder, "preferences-1")
+    assert len(waiting) == 74
+    rated = [pair.rated(1, "better", (True, False), source="people") for pair in waiting[:-1]]
+    store.keep_ratings(folder, "preferences-1", rated)
+    monkeypatch.setattr(preferences, "answers", None)
+    found = run(job_of, tmp_path, "sft", annotator="file", ratings=str(folder))
+    assert sum(map(len, found.values())) == 73
+    for name, pairs in found.items():
+        assert {pair.id for pair in pairs} == {p.id for p in waiting[:-1] if f"{p.domain}.{p.side}" == name}
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"annotator": "file"}, "annotator file needs ratings"),
+        ({"annotator": "judge", "judge": "http://x/v1"}, "annotator judge needs judge_model"),
+        ({"annotator": "judge", "judge": "gpt", "judge_model": "x"}, "judge must be the address of an endpoint"),
+    ],
+)
+def test_an_annotator_needs_what_it_needs(job_of, settings, what):
+    with pytest.raises(ValueError, match=what):
+        job_of("preferences", **settings)
