@@ -4,7 +4,7 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: install run test check bench
+.PHONY: install run test check bench claims
 
 install: $(STAMP)
 
@@ -32,3 +32,9 @@ check: install
 # Side by side with what others offer, on one thread; the tables of record are benchmarks/*.md. About an hour.
 bench: install
 	for file in benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(PYTHON) $$file || exit 1; done
+
+# Claims about reward models that need models trained otherwise (margins, safety loss, mix, amount of data), three seeds
+# each, on the pairs of a finished run. About an hour; `make claims RUN=runs/NAME`.
+RUN := runs/tiny
+claims: install
+	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/claim_reward_models.py $(RUN)

@@ -12,6 +12,7 @@ from rlhf.errors import DataError
 from rlhf.evaluation.reward_report import DOMAINS, examine
 from rlhf.functional.margin import margin_of
 from rlhf.models.load import load_tokenizer, reward_model_from_policy, save
+from rlhf.models.pair_batches import Batching
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
 from rlhf.trainers import Pair, Schedule, fit_reward, steps_of, warmup_steps
@@ -20,49 +21,49 @@ from rlhf.trainers import Pair, Schedule, fit_reward, steps_of, warmup_steps
 def run(job: Job) -> None:
     """Leave `checkpoint/helpfulness`, `checkpoint/safety`, the held-out pairs `<domain>.test.jsonl`, and what both
     models come to on them: `results.json`, which rejection sampling, Ghost Attention and PPO ask before they start."""
-    config = job.config
     train, test = gather(job)
-    mixed = {
-        "helpfulness": mixing.helpfulness_mix(
-            train["helpfulness"], train["safety"], share=config.helpfulness_share, seed=job.seed
-        ),
-        "safety": mixing.safety_mix(train["safety"], train["helpfulness"], share=config.safety_share, seed=job.seed),
-    }
-    start = job.one("policy") / "checkpoint"
-    tokenizer = load_tokenizer(start)
+    mixed = mixtures(job, train)
+    tokenizer = load_tokenizer(job.one("policy") / "checkpoint")
     # All pairs are read before any model is loaded: a bad row should not cost the training of the first model.
     encoded = {domain: encode(job, tokenizer, mixed[domain].rows) for domain in DOMAINS}
     batches: dict[str, dict[str, Any]] = {}
     for domain, pairs in encoded.items():
         write_jsonl(job.out / f"{domain}.test.jsonl", test[domain])
         job.track.say(f"{domain} model: {mixed[domain].counts}")
-        model = reward_model_from_policy(start, job.recipe.model)
-        total = steps_of(len(pairs), batch_size=config.batch_size, epochs=config.epochs)
-        schedule = Schedule(
-            learning_rate=config.learning_rate,
-            final_lr_ratio=config.final_lr_ratio,
-            batch_size=config.batch_size,
-            warmup_steps=warmup_steps(total, ratio=config.warmup_ratio, least=config.warmup_min_steps),
-            epochs=config.epochs,
-        )
-        batching = fit_reward(
-            model,
-            tokenizer,
-            pairs,
-            schedule,
-            config,
-            safety_loss_coef=config.safety_loss_coef if domain == "safety" else 0.0,  # Table 29
-            center_coef=config.center_coef,
-            seed=job.seed_of(domain),
-            track=job.track,
-            what=domain,
-        )
+        model, batching = fit(job, domain, pairs, tokenizer, seed=job.seed_of(domain))
         save(model, tokenizer, job.out / "checkpoint" / domain)
         batches[domain] = asdict(batching)
         waste, work = f"{batching.padding:.1%} of the tokens were padding", f"{batching.work:.2f} of the work of two"
         job.track.say(f"{domain} model: {batching.layout} a pair ({work}); {waste}")
     found = report(job, {domain: mixed[domain].rows for domain in DOMAINS}, test)
     job.write_results({"reward_models": {name: found[name] | {"batches": batches[name]} for name in DOMAINS}})
+
+
+def fit(job: Job, domain: str, pairs: list[Pair], tokenizer: Any, *, seed: int) -> tuple[Any, Batching]:
+    """One model, from the policy, by the paper's schedule."""
+    config = job.config
+    model = reward_model_from_policy(job.one("policy") / "checkpoint", job.recipe.model)
+    total = steps_of(len(pairs), batch_size=config.batch_size, epochs=config.epochs)
+    schedule = Schedule(
+        learning_rate=config.learning_rate,
+        final_lr_ratio=config.final_lr_ratio,
+        batch_size=config.batch_size,
+        warmup_steps=warmup_steps(total, ratio=config.warmup_ratio, least=config.warmup_min_steps),
+        epochs=config.epochs,
+    )
+    batching = fit_reward(
+        model,
+        tokenizer,
+        pairs,
+        schedule,
+        config,
+        safety_loss_coef=config.safety_loss_coef if domain == "safety" else 0.0,  # Table 29
+        center_coef=config.center_coef,
+        seed=seed,
+        track=job.track,
+        what=domain,
+    )
+    return model, batching
 
 
 def report(job: Job, trained_on: dict[str, list[Preference]], test: dict[str, list[Preference]]) -> Any:
@@ -100,6 +101,15 @@ def gather(job: Job) -> tuple[dict[str, list[Preference]], dict[str, list[Prefer
                 hints=["make them: rlhf run stage=preferences", f"or name a set: reward.data with kind: {domain}"],
             )
     return train, test
+
+
+def mixtures(job: Job, train: dict[str, list[Preference]]) -> dict[str, mixing.Mixed[Preference]]:
+    """What each model is trained on, by the paper's shares."""
+    own, other, config = train["helpfulness"], train["safety"], job.config
+    return {
+        "helpfulness": mixing.helpfulness_mix(own, other, share=config.helpfulness_share, seed=job.seed),
+        "safety": mixing.safety_mix(other, own, share=config.safety_share, seed=job.seed),
+    }
 
 
 def encode(job: Job, tokenizer, rows: Sequence[Preference]) -> list[Pair]:
