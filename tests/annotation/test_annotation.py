@@ -182,7 +182,7 @@ def test_replies_that_are_no_verdict_are_counted(judged):
 
 def test_safety_labels_count_where_both_orders_agree(judged):
     def reply(one, two):
-        return says(1 if one == "good" else 2, "better", safe_1=one == "good", safe_2=True if one == "bad" else False)
+        return says(1 if one == "good" else 2, "better", safe_1=one == "good", safe_2=one == "bad")
 
     (rated,) = Judge(judged(reply)[0], "large").rate([candidate(0, "safety", a="good", b="bad")])
     assert (rated.chosen, rated.chosen_safe, rated.rejected_safe, rated.is_safety) == ("good", True, False, True)
