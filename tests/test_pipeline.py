@@ -36,6 +36,7 @@ READS = {
     "distill": ("policy", "reward"),
     "gatt": ("policy", "reward"),
     "ppo": ("policy", "reward"),
+    "scaling": ("base", "reward", "rejection*"),
     "evaluate": ("policies", "reward*", "preferences*"),
 }
 SETTING = {"ppo": "job.config.kl_coef", "reward": "job.config.margin"}
