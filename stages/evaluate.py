@@ -43,8 +43,9 @@ def run(job: Job) -> None:
 
 def stored_results(artefact: Path) -> dict[str, Any]:
     """What the reward stage measured of its models."""
-    found: dict[str, Any] = json.loads((artefact / "results.json").read_text(encoding="utf-8"))
-    return found["reward_models"]
+    path = artefact / "results.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found.get("reward_models", {})
 
 
 def across_rounds(e: Evaluation, artefacts: tuple[Path, ...]) -> dict[str, Any]:
