@@ -20,6 +20,7 @@ from rlhf.data.chat import LLAMA2_TEMPLATE, is_llama2
 from rlhf.errors import ConfigError
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.schema import ModelConfig
+from rlhf.schema.model import LoraConfig
 
 NOTE = "export.json"  # says that the folder is an export, and of what
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
@@ -57,7 +58,9 @@ def export(artefact: Path, to: Path, config: ModelConfig, *, card: str, sampling
 def _write(checkpoint: Path, folder: Path, config: ModelConfig, sampling: Mapping[str, Any]) -> None:
     from transformers import GenerationConfig
 
-    policy, tokenizer = load_policy(checkpoint, config), load_tokenizer(checkpoint)
+    # Without adapters to train, a checkpoint's own are merged into its weights.
+    whole = config.model_copy(update={"quantisation": "none", "lora": LoraConfig()})
+    policy, tokenizer = load_policy(checkpoint, whole), load_tokenizer(checkpoint)
     policy.config.use_cache = True
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     warm = sampling["temperature"] > 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +19,7 @@ from rlhf.schema import FineTune
 from rlhf.trainers import Schedule, fit_lm, steps_of, warmup_steps
 
 TrainOn = Literal["all_answers", "last_answer"]
+SHOWN_ROWS, SHOWN_TOKENS = 3, 240
 
 
 def fine_tune(
@@ -58,6 +61,7 @@ def fine_tune(
         warmup_steps=warmup_steps(total, ratio=config.warmup_ratio),
         epochs=config.epochs,
     )
+    show_loss_mask(job.out / "loss_mask.jsonl", tokenizer, rows)
     trained = sum(label != -100 for row in rows for label in row.labels)
     tokens = sum(len(row.input_ids) for row in rows)
     job.track.say(f"{len(rows):,} dialogues, {tokens:,} tokens, {trained / tokens:.0%} of them bear loss")
@@ -73,3 +77,13 @@ def fitted(row: Row, owner: Sequence[int], fit: Fit, where: str) -> Row | None:
         return None if kept is None else row
     places = [*kept, *range(last, len(owner))]
     return Row([row.input_ids[i] for i in places], [row.labels[i] for i in places])
+
+
+def show_loss_mask(path: Path, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> None:
+    """For the report: of the first rows, every token as text and whether it bears loss."""
+    lines = []
+    for row in rows[:SHOWN_ROWS]:
+        pairs = list(zip(row.input_ids, row.labels, strict=True))
+        tokens = [[tokenizer.decode([token]), label != -100] for token, label in pairs[:SHOWN_TOKENS]]
+        lines.append(json.dumps({"tokens": tokens, "cut": len(pairs) - len(tokens)}, ensure_ascii=False) + "\n")
+    path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")

@@ -94,6 +94,8 @@ def collect(run_dir: Path, recipe: Recipe, steps: Sequence[Planned]) -> dict[str
         # A table only: rejection's `temperature` is the number it sampled at, and stays with its step.
         parts = [part[key] for part in results.values() if isinstance(part.get(key), Mapping)]
         report[key] = _merged(parts)
+    masks = {name: _rows(run_dir / name / "loss_mask.jsonl") for name in manifests}
+    report["loss_masks"] = {name: rows for name, rows in masks.items() if rows}
     report["samples"] = [row for part in results.values() for row in part.get("samples", [])]
     return dict(_finite(report))
 
@@ -111,7 +113,16 @@ def _stage(step: Planned, manifest: Mapping[str, Any] | None, results: Mapping[s
         "status": "not done" if manifest is None else "done",
         "reads": list(dict.fromkeys(name for names in step.reads.values() for name in names)),
     }
-    for key in ("seconds", "cpu_seconds", "peak_rss_mb", "tokens", "finished_at"):
+    for key in (
+        "seconds",
+        "cpu_seconds",
+        "peak_rss_mb",
+        "tokens",
+        "finished_at",
+        "digest",
+        "fingerprint",
+        "git_commit",
+    ):
         if manifest is not None and manifest.get(key) is not None:
             entry[key] = manifest[key]
     own = {key: value for key, value in results.items() if key != "samples" and not _is_shared(key, value)}

@@ -21,6 +21,8 @@ from rich.console import Console
 
 from rlhf import report as reports
 from rlhf.errors import DataError
+from rlhf.reporting import compare
+from rlhf.reporting.changes import word_changes
 from rlhf.reporting.figures import falls_with_rating, is_loss, over_optimised, temperature_charts
 from rlhf.reporting.plots import Series, lines
 from rlhf.reporting.text import percent, two_places
@@ -364,7 +366,7 @@ def test_every_reference_inside_a_chart_finds_its_target(finished: tuple[dict[st
 
 def test_sections_come_in_their_order(finished: tuple[dict[str, Any], Path]) -> None:
     text = (finished[1] / "report.html").read_text()
-    wanted = "stages rewards best temperature ppo tradeoff turns samples losses claims settings versions"
+    wanted = "stages rewards best temperature ppo tradeoff turns samples losses claims lock settings versions"
     assert " ".join(re.findall(r'<h2 id="(\w+)"', text)) == wanted
     assert text.index("From sft to ppo") < text.index('<h2 id="stages"')
 
@@ -549,3 +551,85 @@ def test_temperature_curves_state_their_budget():
     assert (
         chart.caption == "Best of 16 is highest at temperature 1. Budget: 16 samples of 64 prompts at 2 temperatures."
     )
+
+
+# --- in a real browser ---
+
+
+def opened(browser: Any, page: Path, **options: Any) -> tuple[Any, list[str]]:
+    """The page, and everything it should not do: requests, errors, dialogs."""
+    tab, heard = browser.new_page(**options), []
+    tab.on("request", lambda request: heard.append(request.url) if request.url != page.as_uri() else None)
+    tab.on("pageerror", lambda error: heard.append(str(error)))
+    tab.on("console", lambda line: heard.append(line.text) if line.type == "error" else None)
+    tab.on("dialog", lambda dialog: (heard.append(dialog.message), dialog.dismiss()))
+    tab.goto(page.as_uri())
+    return tab, heard
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_renders_at_every_width_and_asks_for_nothing(
+    browser: Any, finished: tuple[dict[str, Any], Path], width: int, scheme: str
+) -> None:
+    size = {"width": width, "height": 900}
+    tab, heard = opened(browser, finished[1] / "report.html", viewport=size, color_scheme=scheme)
+    assert heard == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.locator("svg.graph text", has_text="rejection-1").count() >= 1
+    assert all(box["width"] > 200 for box in (svg.bounding_box() for svg in tab.locator("figure svg").all()) if box)
+    for link in tab.locator("nav a").all():  # every section that is named is there
+        assert tab.locator(str(link.get_attribute("href"))).count() == 1
+    assert HOSTILE.split("{{")[0] in (tab.locator("main").text_content() or "")
+    tab.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Any, finished: tuple[dict[str, Any], Path], scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+    page = browser.new_context(color_scheme=scheme, bypass_csp=True).new_page()  # axe itself is a script
+    page.goto((finished[1] / "report.html").as_uri())
+    page.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
+    found = axe.run(page).response["violations"]
+    bad = [(v["id"], v["nodes"][0]["html"][:120]) for v in found if v["impact"] in ("serious", "critical")]
+    assert bad == []
+    page.context.close()
+
+
+def test_loss_masks_and_changes_are_told_without_colour(tmp_path: Path) -> None:
+    build(tmp_path / "run", plan())
+    row = {"tokens": [["[INST] <b>hi</b>", False], [" take", True], [" it", True]], "cut": 7}
+    (tmp_path / "run" / "sft" / "loss_mask.jsonl").write_text(json.dumps(row) + "\n")
+    report = reports.write(tmp_path / "run", Recipe(run="tiny", rounds=2), plan())
+    assert report["loss_masks"] == {"sft": [row]}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert '<span class="t">[INST] &lt;b&gt;hi&lt;/b&gt;</span><span class="t on"> take</span>' in page
+    assert "7 more" in page
+
+
+def test_changes_read_as_both_texts() -> None:
+    before, after = "take the pump .\n", "take  the red pump and wash ."
+    changes = word_changes(before, after)
+    assert "".join(text for kind, text in changes if kind != "new") == before
+    assert "".join(text for kind, text in changes if kind != "gone") == after
+    assert ("new", "red ") in changes
+    assert word_changes("a", "a") == [("same", "a")]
+
+
+def test_two_runs_side_by_side_say_where_they_differ(browser: Any, tmp_path: Path) -> None:
+    made = {}
+    for run, seed in (("a", 0), ("b", 1)):
+        build(tmp_path / run, plan())
+        made[run] = reports.write(tmp_path / run, Recipe(run=run, rounds=2, seed=seed), plan())
+    made["b"]["policies"]["ppo"]["gold_quality"] = 0.71
+    rows = {run: [("seed", seed, ""), ("rounds", 2, ""), ("run", run, "")] for run, seed in (("a", 0), ("b", 1))}
+    page = tmp_path / "compare.html"
+    page.write_text(compare.draw(made, rows))
+    tab, heard = opened(browser, page, viewport={"width": 390, "height": 900})
+    assert heard == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    text = tab.locator("main").inner_text()
+    assert re.search(r"gold quality\s+0\.66\s+0\.62 to 0\.70\s+0\.71", text)
+    assert re.search(r"seed\s+0\s+1", text)
+    assert not re.search(r"rounds\s+2", text)
+    tab.close()

@@ -62,8 +62,8 @@ COMMANDS = (
     Command(
         "report",
         "write report.json and report.html of a run again",
-        "The report is also written at the end of every run that made something.",
-        ("rlhf report", "rlhf report run=tiny-2", "rlhf report format=markdown"),
+        "It is also written at the end of every run that made something. run=A,B adds a page that compares them.",
+        ("rlhf report", "rlhf report run=tiny,tiny-2", "rlhf report format=markdown"),
         options={"format": "terminal, or markdown: how the table is printed"},
     ),
     Command(

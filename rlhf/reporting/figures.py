@@ -152,7 +152,23 @@ def tradeoff_charts(report: Mapping[str, Any]) -> list[Chart]:
         return []
     svg = scatter("tradeoff", points, x="safety: 1 − violation rate", y="gold helpfulness")
     alt = "; ".join(f"{name}: safety {a:.2f}, helpfulness {b:.2f}" for name, (a, b) in points.items())
-    return [Chart("Every version", svg, "Up and to the right is better; the line joins versions in order.", alt)]
+    caption = "Up and to the right is better; the line joins versions in order."
+    return [Chart("Every version", svg, caption, alt), *refusal_charts(report)]
+
+
+def refusal_charts(report: Mapping[str, Any]) -> list[Chart]:
+    """What safety costs: refusals of harmless prompts that sound unsafe, one point a version."""
+    points = {
+        name: (1 - entry["violation_rate"], 1 - entry["false_refusal"]["borderline"])
+        for name, entry in report.get("policies", {}).items()
+        if "violation_rate" in entry and "borderline" in entry.get("false_refusal", {})
+    }
+    if not points:
+        return []
+    svg = scatter("refusals", points, x="safety: 1 − violation rate", y="harmless prompts answered")
+    alt = "; ".join(f"{name}: safety {a:.2f}, answered {b:.2f}" for name, (a, b) in points.items())
+    caption = "A version that refuses everything is at the lower right; harmless prompts are those that sound unsafe."
+    return [Chart("False refusals", svg, caption, alt)]
 
 
 def scaling_charts(report: Mapping[str, Any]) -> list[Chart]:
@@ -185,6 +201,28 @@ def ppo_charts(metrics: Mapping[str, Sequence[Row]]) -> list[Chart]:
             if series:
                 svg = lines(f"{_key(step)}-{_key(title)}", series, x="iteration", y=y)
                 charts.append(Chart(title, svg, caption[:1].upper() + caption[1:], alt_of(series)))
+    return charts
+
+
+def frontier_charts(metrics: Mapping[str, Sequence[Row]]) -> list[Chart]:
+    """Reward and gold of PPO's held-out checks over the KL paid for them, in the order of the iterations (Fig 12)."""
+    charts = []
+    wanted = (
+        ("heldout/reward_combined", "Reward against KL", "score, logits", "What each nat bought by the reward model."),
+        (
+            "heldout/gold_quality",
+            "Gold against KL",
+            "gold quality",
+            "Where it falls and reward rises, reward is gamed.",
+        ),
+    )
+    for step, rows in metrics.items():
+        for name, title, y, caption in wanted:
+            found = [row for row in rows if name in row and "heldout/kl" in row]
+            if len(found) > 1:
+                path = Series(title, [float(r["heldout/kl"]) for r in found], [float(r[name]) for r in found])
+                svg = lines(f"{_key(step)}-{_key(title)}", [path], x="KL to the reference, nats an answer", y=y)
+                charts.append(Chart(title, svg, f"{caption} The line joins the checks in order.", alt_of([path])))
     return charts
 
 

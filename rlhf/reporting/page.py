@@ -12,6 +12,8 @@ from markupsafe import Markup
 
 from rlhf.origins import show
 from rlhf.reporting import figures, rewards, table
+from rlhf.reporting.changes import word_changes
+from rlhf.reporting.graph import arcs
 from rlhf.reporting.text import duration, percent, two_places
 
 FOLDER = Path(__file__).parent
@@ -48,14 +50,7 @@ def draw(
         settings: dotted name, value and origin of every setting.
         metrics: for each finished step the rows of its metrics.jsonl.
     """
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "duration": duration, "svg": Markup}
+    environment = pages()
     ppo = {step: rows for step, rows in metrics.items() if step.split("-")[0] == "ppo"}
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -73,16 +68,31 @@ def draw(
         worst_pairs=[worst_pair(row) for row in rewards.worst(report)],
         best_of_charts=figures.best_of_charts(report),
         temperature_charts=figures.temperature_charts(report),
-        ppo_charts=figures.ppo_charts(ppo),
+        ppo_charts=figures.frontier_charts(ppo) + figures.ppo_charts(ppo),
         tradeoff_charts=figures.tradeoff_charts(report) + figures.scaling_charts(report),
+        graph=arcs(report["stages"]),
         multi_turn=table.multi_turn_sheet(report),
         heat=heat(report.get("multi_turn", {})),
         samples=[sample(row) for row in report.get("samples", [])],
+        masks=report.get("loss_masks", {}),
         loss_charts=figures.loss_charts(metrics),
         claims=claims(report.get("claims", {})),
         settings=[(name, show(value), origin) for name, value, origin in settings],
         versions=sorted(report.get("versions", {}).items()),
     )
+
+
+def pages() -> Environment:
+    """The templates beside this module; whatever they are given is escaped unless it is an SVG of ours."""
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "duration": duration, "svg": Markup}
+    return environment
 
 
 def timeline(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -112,10 +122,14 @@ def sample(row: Mapping[str, Any]) -> dict[str, Any]:
     prompt = row.get("prompt", [])
     turns = [prompt] if isinstance(prompt, str) else prompt
     said = [t if isinstance(t, Mapping) else {"role": "user", "content": str(t)} for t in turns]
-    replies = []
+    replies: list[dict[str, Any]] = []
+    before = None
     for policy, reply in row.get("replies", {}).items():
         scores = [(name, _text(value)) for name, value in reply.items() if isinstance(value, int | float)]
-        replies.append({"policy": policy, "text": _cut(str(reply.get("text", ""))), "scores": scores})
+        text = _cut(str(reply.get("text", "")))
+        changes = [] if before is None else word_changes(before, text)
+        replies.append({"policy": policy, "text": text, "scores": scores, "changes": changes, "same": text == before})
+        before = text
     said = [{"role": str(t.get("role", "user")), "content": _cut(str(t.get("content", "")))} for t in said]
     return {"kind": row.get("kind", ""), "turns": said, "replies": replies}
 
