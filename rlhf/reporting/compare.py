@@ -9,7 +9,7 @@ from rlhf.origins import show
 from rlhf.reporting import figures, table
 from rlhf.reporting.figures import Chart
 from rlhf.reporting.page import pages
-from rlhf.reporting.plots import lines
+from rlhf.reporting.plots import Series, lines
 from rlhf.reporting.table import ABSENT, POLICY_COLUMNS, Sheet
 
 Reports = Mapping[str, Mapping[str, Any]]
@@ -75,7 +75,7 @@ def best_of_charts(reports: Reports) -> list[Chart]:
             by_n = list(report.get("best_of", {}).values())[-1:]
             points = sorted((float(n), float(row[what])) for n, row in (by_n[0] if by_n else {}).items() if what in row)
             if points:
-                series.append(figures.Series(run, [x for x, _ in points], [v for _, v in points]))
+                series.append(Series(run, [x for x, _ in points], [v for _, v in points]))
         if series:
             svg = lines(f"compare-{what}", series, x="N", y=y, powers_of_two=True)
             charts.append(Chart(title, svg, "By the last policy of every run.", figures.alt_of(series)))

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from rlhf.origins import show
 from rlhf.reporting import figures, rewards, table
-from rlhf.reporting.changes import word_changes
+from rlhf.reporting.changes import Kind, word_changes
 from rlhf.reporting.graph import arcs
 from rlhf.reporting.text import duration, percent, two_places
 
@@ -127,7 +127,7 @@ def sample(row: Mapping[str, Any]) -> dict[str, Any]:
     for policy, reply in row.get("replies", {}).items():
         scores = [(name, _text(value)) for name, value in reply.items() if isinstance(value, int | float)]
         text = _cut(str(reply.get("text", "")))
-        changes = [] if before is None else word_changes(before, text)
+        changes: list[tuple[Kind, str]] = [] if before is None else word_changes(before, text)
         replies.append({"policy": policy, "text": text, "scores": scores, "changes": changes, "same": text == before})
         before = text
     said = [{"role": str(t.get("role", "user")), "content": _cut(str(t.get("content", "")))} for t in said]
