@@ -4,7 +4,7 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: install run test check bench claims
+.PHONY: install run test check bench claims reward-claims
 
 install: $(STAMP)
 
@@ -33,8 +33,12 @@ check: install
 bench: install
 	for file in benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(PYTHON) $$file || exit 1; done
 
-# Claims about reward models that need models trained otherwise (margins, safety loss, mix, amount of data), three seeds
-# each, on the pairs of a finished run. About an hour; `make claims RUN=runs/NAME`.
-RUN := runs/tiny
+# The paper's claims as experiments over seeds, hours on two cores; one by name: make claims CLAIMS=B28
 claims: install
+	$(PYTHON) -m benchmarks.claims $(CLAIMS)
+
+# Claims about reward models that need models trained otherwise (margins, safety loss, mix, amount of data), three seeds
+# each, on the pairs of a finished run. About an hour; `make reward-claims RUN=runs/NAME`.
+RUN := runs/tiny
+reward-claims: install
 	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/claim_reward_models.py $(RUN)

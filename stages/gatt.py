@@ -38,7 +38,8 @@ def run(job: Job) -> None:
     replayed = replay(job, policy, tokenizer, rewards, sampling(job), count=count)
     write_jsonl(job.out / "dialogues.jsonl", rows + replayed)
     job.track.say(f"{len(rows):,} conversations, {len(replayed):,} of the policy's own answers beside them")
-    fine_tune(policy, tokenizer, rows + replayed, job, last_answer_only=frozenset(row.id for row in rows))
+    ghosts = frozenset(row.id for row in rows if config.train_on == "last_answer")
+    fine_tune(policy, tokenizer, rows + replayed, job, last_answer_only=ghosts)
     save(policy, tokenizer, job.out / "checkpoint")
 
 

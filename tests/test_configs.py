@@ -54,6 +54,7 @@ PAPER = {
     "distill.preprompt": "category",
     "distill.keep": "better",
     "gatt.short_share": 0.5,
+    "gatt.train_on": "last_answer",
     "scaling.shares": (0.0, 0.01, 0.1, 0.25, 0.5, 1.0),
     "evaluate.turns": (2, 4, 6, 20),
     "evaluate.diversity_prompts": 10,

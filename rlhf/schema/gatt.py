@@ -35,6 +35,9 @@ class GAttConfig(FineTune, Combine, Gate):
     samples_per_turn: Positive = ours(4, "answers sampled a turn, the best by reward is kept", "'analogous to RS'")
     temperature: Rate = ours(1.0, "of those samples")
     judged: Literal["dialogue", "turn"] = ours("dialogue", "reward models see all turns, or the last", "as in 3.2.2")
+    train_on: Literal["last_answer", "all_answers"] = paper(
+        "last_answer", "3.3", "which answers of a dialogue bear loss"
+    )
     short_share: Share = paper(0.5, "A.3.5", "share of instructions made less verbose")
     replay_share: Share = ours(
         0.5, "share of the rows that are the policy's own single answers", "keeps what it knew", lt=1

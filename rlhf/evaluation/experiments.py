@@ -1,0 +1,83 @@
+"""Claims that take several runs: what is compared, which effect is expected, and the test, all said beforehand.
+
+An experiment names its arms (recipes that differ in a few settings), how an effect is read from their reports, and the
+least effect that would count. Every seed gives one effect, paired over arms: they share the seed, and the artefacts
+that do not differ. The claim holds where the one-sided lower 95% bound of the mean effect (Student's t over seeds) lies
+above the least effect. Where it does not hold, that is the verdict; no setting is looked for that would turn it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.evaluation.verdict import Claim, untestable
+
+Report = Mapping[str, Any]
+LEAST_SEEDS = 3
+# The 95% point of Student's t for 2 to 9 degrees of freedom.
+T95 = {2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One claim as it is tested, or why it cannot be."""
+
+    id: str
+    claim: str
+    paper: str
+    arms: tuple[str, ...] = ()
+    effects: Mapping[str, Callable[[Mapping[str, Report]], float]] | None = None
+    """Name -> effect of one seed, from the reports of its arms; all of them have to show."""
+    least: float = 0.0
+    """The effect has to be larger than this."""
+    why_not: str = ""
+    """Why the micro-world cannot test it."""
+
+
+def lower_bound(effects: Sequence[float]) -> float:
+    """One-sided 95% lower bound of the mean, by Student's t: mean - t s / sqrt(n)."""
+    n = len(effects)
+    mean = sum(effects) / n
+    spread = math.sqrt(sum((e - mean) ** 2 for e in effects) / (n - 1))
+    return mean - T95[n - 1] * spread / math.sqrt(n)
+
+
+def judge(experiment: Experiment, runs: Mapping[int, Mapping[str, Report]]) -> Claim:
+    """The verdict from the reports of each seed: {seed: {arm: report}}.
+
+    A figure that a report does not have makes the claim untestable, not false.
+    """
+    if experiment.effects is None:
+        return untestable(experiment.claim, experiment.why_not)
+    if len(runs) < LEAST_SEEDS:
+        return untestable(experiment.claim, f"{len(runs)} seeds, of at least {LEAST_SEEDS}")
+    shown, bounds, found = [], [], {}
+    for name, effect in experiment.effects.items():
+        try:
+            found[name] = [effect(arms) for arms in runs.values()]
+        except (KeyError, IndexError, TypeError) as error:
+            return untestable(experiment.claim, f"a report has no figure for {name} ({error})")
+        bounds.append(lower_bound(found[name]))
+        mean = sum(found[name]) / len(found[name])
+        shown.append(f"{name} {mean:+.3f} (lower bound {bounds[-1]:+.3f})")
+    return {
+        "holds": min(bounds) > experiment.least,
+        "claim": experiment.claim,
+        "figure": "; ".join(shown),
+        "evidence": f"{experiment.paper}; {len(runs)} seeds, one-sided t, effect above {experiment.least:g}",
+        "effects": found,
+        "seeds": list(runs),
+    }
+
+
+def at(report: Report, path: str) -> float:
+    """The number at a path of a report: at(report, "policies/ppo/gold_quality"); KeyError names what is missing."""
+    value: Any = report
+    for key in path.split("/"):
+        if not isinstance(value, Mapping) or key not in value:
+            raise KeyError(path)
+        value = value[key]
+    return float(value)
