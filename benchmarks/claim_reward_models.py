@@ -1,7 +1,7 @@
 """Claims B2, B3, B5, B6 and B7: reward models trained otherwise, on the pairs of a finished run.
 
     rlhf run                                                       # once: base, sft and the pairs come from it
-    python benchmarks/claim_reward_models.py runs/tiny             # or: make claims
+    python benchmarks/claim_reward_models.py runs/tiny             # or: make reward-claims
     python benchmarks/claim_reward_models.py runs/tiny --claims margin --seeds 0 1 2 3 4
 
 Every arm differs from the run's own settings in one thing. The seeds draw the order of the pairs; all arms of a seed

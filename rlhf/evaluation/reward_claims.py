@@ -12,7 +12,7 @@ from typing import Any
 from rlhf.data.types import RATINGS
 from rlhf.evaluation.verdict import Claim, untestable, verdict
 
-ABLATION = "needs models trained otherwise on the same pairs: make claims"
+ABLATION = "needs models trained otherwise on the same pairs: make reward-claims"
 LEAST_CORNER = 0.01  # of the pairs, at the lower end of the interval: then a corner is not empty
 
 
