@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def policies(loaded: Loaded) -> dict[str, Path]:
     """Every finished policy of the run, oldest first, the base model included."""
-    return _finished(loaded, ("base", *POLICIES))
+    return finished(loaded, ("base", *POLICIES))
 
 
 def chosen_policies(loaded: Loaded, wanted: str | None) -> dict[str, Path]:
@@ -42,7 +42,7 @@ def chosen_policies(loaded: Loaded, wanted: str | None) -> dict[str, Path]:
 
 def newest_reward(loaded: Loaded) -> Path | None:
     """The newest reward models of the run, if it has any."""
-    found = list(_finished(loaded, ("reward",)).values())
+    found = list(finished(loaded, ("reward",)).values())
     if found:
         verify(found[-1])
     return found[-1] if found else None
@@ -70,6 +70,7 @@ def lineage(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     return sorted(found.items(), key=lambda item: (item[0] == folder.name, str(item[1]["finished_at"])))
 
 
-def _finished(loaded: Loaded, stages: tuple[str, ...]) -> dict[str, Path]:
-    steps = [step.name for step in expand(loaded.recipe) if step.stage in stages]
+def finished(loaded: Loaded, stages: tuple[str, ...] | None = None) -> dict[str, Path]:
+    """The finished artefacts of the run, in order: all, or those of some stages."""
+    steps = [step.name for step in expand(loaded.recipe) if stages is None or step.stage in stages]
     return {name: loaded.run_dir / name for name in steps if (loaded.run_dir / name / MANIFEST).exists()}

@@ -177,6 +177,11 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
+def metric_rows(artefact: Path) -> list[dict[str, Any]]:
+    """The metrics of a step, as they were logged."""
+    return _rows(artefact / "metrics.jsonl")
+
+
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; none if the step logged nothing, and a line cut short by a crash is passed over."""
     rows = []

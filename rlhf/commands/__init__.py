@@ -121,4 +121,29 @@ COMMANDS = (
             "path": "the exported folder                      [runs/RUN/export/POLICY]",
         },
     ),
+    Command(
+        "samples",
+        "print the same prompts as every version answers them, with both scores and what changed",
+        "Changes are marked as git marks words: [-gone-] {+new+}; = is the same answer as before.",
+        ("rlhf samples", "rlhf samples run=tiny-2 show=3"),
+        options={"show": "how many prompts                                      [6]"},
+    ),
+    Command(
+        "doctor",
+        "look for what is wrong: with a run, with this machine, with secrets in a run's files",
+        "Exit code 1 if something was found.",
+        ("rlhf doctor run", "rlhf doctor env", "rlhf doctor secrets run=tiny-2"),
+        words={
+            "run": "damaged artefacts, and metrics that point to trouble, each with its cure",
+            "env": "versions, cores, memory, disk, accounts",
+            "secrets": "places in a run's text files that look like a token or key",
+        },
+    ),
+    Command(
+        "diff",
+        "print the settings in which two recipes or runs differ",
+        "A and B are names in configs/, files, or folders of runs.",
+        ("rlhf diff tiny hh", "rlhf diff runs/tiny runs/tiny-2"),
+        words={"*": "A and B"},
+    ),
 )

@@ -1,0 +1,48 @@
+"""`rlhf samples`: the same prompts, answered by every version, with both scores and what changed."""
+
+from __future__ import annotations
+
+import json
+
+from rlhf.checkpoint import shown
+from rlhf.commands.request import Request
+from rlhf.errors import ConfigError, MissingError
+from rlhf.reporting.changes import word_changes
+from rlhf.reporting.text import plain
+
+MARKS = {"same": ("", ""), "gone": ("[-", "-]"), "new": ("{+", "+}")}  # as `git diff --word-diff` writes them
+
+
+def main(request: Request) -> int:
+    """rlhf samples."""
+    loaded = request.load()
+    path = loaded.run_dir / "report.json"
+    if not path.exists():
+        raise MissingError(f"{shown(path)} does not exist", hints=[f"make it: rlhf report run={loaded.recipe.run}"])
+    rows = json.loads(path.read_text(encoding="utf-8")).get("samples", [])
+    if not rows:
+        raise MissingError(f"{shown(path)} holds no samples", hints=["rlhf run stage=evaluate"])
+    text = request.options.get("show", "6")
+    if not text.isdigit():
+        raise ConfigError(f"show must be a number of prompts (got {text})", where="given on the command line")
+    for row in rows[: int(text)]:
+        kind = f"  ({row['kind']})" if row.get("kind") else ""
+        print(plain(" / ".join(turn["content"] for turn in row["prompt"])) + kind)
+        before = None
+        for policy, reply in row["replies"].items():
+            scores = "  ".join(
+                f"{name} {reply[name]:.2f}" for name in ("helpfulness", "safety", "gold") if name in reply
+            )
+            print(f"  {policy:<14} {changed(before, reply['text'])}\n  {'':<14} {scores}")
+            before = reply["text"]
+        print()
+    return 0
+
+
+def changed(before: str | None, text: str) -> str:
+    """The text, with what changed since the version before marked; `=` if nothing did."""
+    if before is None:
+        return plain(text)
+    if before == text:
+        return "="
+    return plain("".join(MARKS[kind][0] + part + MARKS[kind][1] for kind, part in word_changes(before, text)))
