@@ -22,10 +22,10 @@ def main(request: Request) -> int:
     rows = json.loads(path.read_text(encoding="utf-8")).get("samples", [])
     if not rows:
         raise MissingError(f"{shown(path)} holds no samples", hints=["rlhf run stage=evaluate"])
-    text = request.options.get("show", "6")
-    if not text.isdigit():
-        raise ConfigError(f"show must be a number of prompts (got {text})", where="given on the command line")
-    for row in rows[: int(text)]:
+    count = request.options.get("show", "6")
+    if not count.isdigit():
+        raise ConfigError(f"show must be a number of prompts (got {count})", where="given on the command line")
+    for row in rows[: int(count)]:
         kind = f"  ({row['kind']})" if row.get("kind") else ""
         print(plain(" / ".join(turn["content"] for turn in row["prompt"])) + kind)
         before = None
@@ -33,8 +33,9 @@ def main(request: Request) -> int:
             scores = "  ".join(
                 f"{name} {reply[name]:.2f}" for name in ("helpfulness", "safety", "gold") if name in reply
             )
-            print(f"  {policy:<14} {changed(before, reply['text'])}\n  {'':<14} {scores}")
-            before = reply["text"]
+            text = plain(reply["text"])
+            print(f"  {policy:<14} {changed(before, text)}\n  {'':<14} {scores}")
+            before = text
         print()
     return 0
 
@@ -42,7 +43,7 @@ def main(request: Request) -> int:
 def changed(before: str | None, text: str) -> str:
     """The text, with what changed since the version before marked; `=` if nothing did."""
     if before is None:
-        return plain(text)
+        return text
     if before == text:
         return "="
-    return plain("".join(MARKS[kind][0] + part + MARKS[kind][1] for kind, part in word_changes(before, text)))
+    return "".join(MARKS[kind][0] + part + MARKS[kind][1] for kind, part in word_changes(before, text))
