@@ -103,7 +103,7 @@ def left_tail_goes(results: Mapping[str, Any]) -> Claim | None:
 def ghost_attention_lasts(results: Mapping[str, Any]) -> Claim | None:
     """B28: without Ghost Attention the instruction is forgotten, with it it lasts to turn 20 (Table 30)."""
     rates = results.get("multi_turn", {})
-    if not rates.get("after"):
+    if not rates.get("after") or not rates.get("before"):
         return None
     first, last = min(rates["after"], key=int), max(rates["after"], key=int)
     start, before, after = rates["before"][first], rates["before"][last], rates["after"][last]

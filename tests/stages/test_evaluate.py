@@ -23,16 +23,16 @@ def test_one_checkpoint_by_itself(job_of, saved, policy):
     started = time.monotonic()
     job = job_of(
         "evaluate", reads={"policies": [], "reward": [], "preferences*": []}, model={"max_length": 512},
-        policies=[{"name": "mine", "path": str(folder / "checkpoint")}], rewards={"path": str(rewards)}, **SMALL,
+        policies=[{"name": "gatt", "path": str(folder / "checkpoint")}], rewards={"path": str(rewards)}, **SMALL,
     )  # fmt: skip
     evaluate.run(job)
     assert time.monotonic() - started < 60
     found = json.loads((job.out / "results.json").read_text())
-    assert set(found["policies"]) == {"mine"}
-    assert set(found["multi_turn"]["final"]) == {"1", "2"}
-    assert set(found["multi_turn"]["changed_final"]) == {"2"}
-    assert set(found["attention"]["final"]) == {"1", "2"}
-    assert set(found["diversity"]["mine"]) == {"factual", "creative"}
+    assert set(found["policies"]) == {"gatt"}
+    assert set(found["multi_turn"]["after"]) == {"1", "2"}
+    assert set(found["multi_turn"]["changed_after"]) == {"2"}
+    assert set(found["attention"]["after"]) == {"1", "2"}
+    assert set(found["diversity"]["gatt"]) == {"factual", "creative"}
     assert found["win_rates"] == {}  # nobody to win against
     assert found["checks"] == {}
 
