@@ -146,4 +146,10 @@ COMMANDS = (
         ("rlhf diff tiny hh", "rlhf diff runs/tiny runs/tiny-2"),
         words={"*": "A and B"},
     ),
+    Command(
+        "sync",
+        "send to W&B what a run wrote while offline",
+        "Every step is a run of its own there, in the group of the run's name; sent twice, it is still one.",
+        ("rlhf sync", "rlhf sync run=tiny-2"),
+    ),
 )
