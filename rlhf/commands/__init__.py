@@ -152,4 +152,11 @@ COMMANDS = (
         "Every step is a run of its own there, in the group of the run's name; sent twice, it is still one.",
         ("rlhf sync", "rlhf sync run=tiny-2"),
     ),
+    Command(
+        "metrics",
+        "explain the names in metrics.jsonl: what each means, and what is healthy",
+        "Without a name, all of them.",
+        ("rlhf metrics", "rlhf metrics gen/eos_rate"),
+        words={"": "", "*": "names of metrics"},
+    ),
 )

@@ -1,0 +1,63 @@
+"""The dictionary of metrics: what each name in metrics.jsonl means, and what is healthy. TRL's names where it has one.
+
+`*` stands for what is being trained: sft, rejection, gatt, helpfulness, safety, pretrain, extend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One name, or a pattern of names."""
+
+    name: str
+    unit: str
+    meaning: str
+    healthy: str
+
+
+METRICS = (
+    Metric("reward/helpfulness", "logits", "mean score of the helpfulness model", "rises"),
+    Metric("reward/safety", "logits", "mean score of the safety model", "rises, or stays"),
+    Metric("reward/combined", "logits", "mean of the piecewise combination, not whitened (eq. 4)", "rises"),
+    Metric("heldout/reward_combined", "logits", "the same on held-out prompts; what early stopping looks at", "rises"),
+    Metric("heldout/kl", "nats an answer", "exact KL to the reference on held-out prompts", "below ppo.max_kl"),
+    Metric(
+        "heldout/*", "share", "what the gold judge says of held-out answers, where there is one", "rises with reward"
+    ),
+    Metric("objective/kl", "nats an answer", "KL to the reference on the batch, estimated", "slightly above 0, grows"),
+    Metric("objective/entropy", "nats a token", "entropy of the policy", "falls slowly; near 0 is collapse"),
+    Metric("objective/return", "whitened reward", "mean return", "near 0"),
+    Metric("policy/clipfrac_avg", "share", "tokens on which the clip binds", "below 0.3"),
+    Metric("policy/approxkl_avg", "nats a token", "how far one update moved the policy", "below 0.1"),
+    Metric("val/ratio", "", "mean of new over old probability", "near 1"),
+    Metric("val/logprob_drift", "nats", "sampling against training, the largest difference", "below 0.01 in float32"),
+    Metric("value/explained_variance", "share", "of the returns by the critic; 1 is perfect", "above 0, rises"),
+    Metric("loss/policy_avg", "", "PPO's clipped loss", "near 0"),
+    Metric("loss/value_avg", "", "the critic's loss", "falls"),
+    Metric("gen/eos_rate", "share", "answers that end by themselves", "above 0.9"),
+    Metric("gen/length", "tokens", "mean length of an answer", "steady"),
+    Metric("pool/entries", "samples", "rejection samples of all rounds", "grows by the round"),
+    Metric("pool/prompts", "prompts", "prompts they answer", "grows by the round"),
+    Metric("*/loss", "nats a token", "mean loss of the batch; of reward models, ranking plus its other terms", "falls"),
+    Metric("*/loss/ranking", "", "ranking loss with margin (eq. 2)", "falls"),
+    Metric("*/loss/safety", "", "auxiliary safety loss (Table 29), labelled pairs only", "falls"),
+    Metric("*/accuracy", "share", "pairs of the batch in the right order", "above 0.5, rises"),
+    Metric("*/mean_score", "logits", "mean score of both sides", "near 0"),
+    Metric("*/score_gap", "logits", "chosen minus rejected", "rises"),
+    Metric("*/grad_norm", "", "norm of the gradient before it is clipped", "steady"),
+    Metric("*/learning_rate", "", "of the step", "as scheduled"),
+    Metric("*/entropy", "nats a token", "of the predictions", "falls with the loss"),
+    Metric("*/mean_token_accuracy", "share", "tokens predicted right", "rises"),
+    Metric("*/train/*", "share", "accuracy on pairs learned from, by rating", "above */test/*"),
+    Metric("*/test/*", "share", "accuracy on held-out pairs, by rating", "falls from significantly to negligibly"),
+)
+
+
+def meaning_of(name: str) -> Metric | None:
+    """The entry of a name: its own, else the first pattern that fits."""
+    own = next((metric for metric in METRICS if metric.name == name), None)
+    return own or next((metric for metric in METRICS if fnmatchcase(name, metric.name)), None)
