@@ -33,6 +33,7 @@ TORCH_FREE = (
 DOORS = {
     "trl": {"rlhf/trainers.py"},
     "wandb": {"rlhf/track.py"},
+    "wandb_workspaces": {"rlhf/workspace.py"},
     "deepspeed": {"rlhf/models/load.py"},
     "peft": {"rlhf/models/adapters.py"},
     "vllm": {"rlhf/generation/vllm.py"},

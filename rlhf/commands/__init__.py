@@ -150,7 +150,8 @@ COMMANDS = (
         "sync",
         "send to W&B what a run wrote while offline",
         "Every step is a run of its own there, in the group of the run's name; sent twice, it is still one.",
-        ("rlhf sync", "rlhf sync run=tiny-2"),
+        ("rlhf sync", "rlhf sync dashboard=my-team"),
+        options={"dashboard": "save a dashboard of the report's charts for this account too"},
     ),
     Command(
         "metrics",

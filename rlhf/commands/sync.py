@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -12,6 +13,17 @@ from rlhf.errors import MissingError, RlhfError
 
 def main(request: Request) -> int:
     """rlhf sync."""
+    exit_code = send(request)
+    if entity := request.options.get("dashboard"):
+        from rlhf.workspace import workspace
+
+        made = workspace(entity, os.environ.get("WANDB_PROJECT", "rlhf")).save()
+        print(f"dashboard: {made.url}")
+    return exit_code
+
+
+def send(request: Request) -> int:
+    """Send every offline run that was not sent yet."""
     from rlhf.track import logged_in
 
     run_dir = request.load().run_dir
