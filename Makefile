@@ -4,7 +4,7 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: install run test check bench claims reward-claims
+.PHONY: install run test test-distributed check bench claims reward-claims
 
 install: $(STAMP)
 
@@ -22,6 +22,9 @@ run: install
 
 test: install
 	$(PYTHON) -m pytest
+
+test-distributed: install
+	$(PYTHON) -m pytest -m distributed
 
 check: install
 	$(PYTHON) -m ruff check .

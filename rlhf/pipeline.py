@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf import fingerprint, lock
+from rlhf import fingerprint, launch, lock, team
 from rlhf.checkpoint import damage, locked, open_artefact, read_manifest, recover, shown, verify, write_manifest
 from rlhf.decision import Decision, decide, ingredients, plan
 from rlhf.disk import disk_errno, patience, write_text
-from rlhf.errors import ConfigError, MissingError, PreemptedError, RlhfError, disk_error
+from rlhf.errors import MissingError, PreemptedError, RlhfError, disk_error
 from rlhf.meter import Journal, Meter, git_commit, versions
 from rlhf.provenance import outside_the_sections
 from rlhf.reporting.text import duration, plain, redact
@@ -148,16 +148,14 @@ def run_recipe(
     Raises RlhfError for whatever the reader can mend; a bug of a stage becomes one, too, with the traceback in a file
     (with RLHF_DEBUG=1 it is raised as it is).
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            f"one process per run, got WORLD_SIZE={os.environ['WORLD_SIZE']}",
-            where="set by the launcher",
-            hints=["accelerate launch --num_processes 1 -m rlhf run ..."],
-        )
     steps = expand(recipe, pipeline)
     chosen = select(steps, stage, pipeline)
+    launch.check(recipe, chosen, team.size())
+    if team.rank():
+        team.follow(lambda name: team.beside(next(step for step in steps if step.name == name), recipe, run_dir))
+        return Outcome((), (), None)
     made, skipped = [], []
-    with locked(run_dir), terminable(), patience(recipe.on_disk_full, say):
+    with locked(run_dir), terminable(), patience(recipe.on_disk_full, say), team.led():
         recover(run_dir)
         if locked_to:
             lock.require(run_dir, lock.machine())
@@ -228,6 +226,7 @@ def make(
             mode, section = recipe.wandb, getattr(recipe, step.stage)
             config = about["config"]
             with Tracker(out, run=recipe.run, step=step.name, wandb_mode=mode, config=config, fingerprint=key) as track:
+                team.call(step.name)
                 run(Job(step.name, step.round, recipe, section, seed, reads, out, track))
             about |= {**meter.figures(), "tokens": track.tokens or None, "template": _template(out)}
             about |= {"seeds": {"recipe": recipe.seed, "step": seed}}

@@ -10,26 +10,31 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer, SFTConfig, SFTTrainer
 
+from rlhf import team
 from rlhf.data.collate import PackedRow, pad_packed
+from rlhf.data.order import SimilarLengths, filled
 from rlhf.errors import ConfigError, NonFiniteError
 from rlhf.functional.margin import ranking_loss
 from rlhf.functional.safety_loss import safety_loss
 from rlhf.models import pair_batches
 from rlhf.models.pair_batches import LAYOUTS, Batching, Layout
+from rlhf.models.score import called_as
 from rlhf.schema import AdamW
 from rlhf.track import Tracker
+
+NUMBERS = ("margin", "chosen_safe", "rejected_safe", "real")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +90,23 @@ def fit_lm(
     class Fit(SFTTrainer):
         """TRL's trainer, but counting tokens: its own count takes positions [B, S] for those of a single row."""
 
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            if team.size() == 1:
+                return super()._get_train_sampler(train_dataset)
+            shuffled = SeedableRandomSampler(range(len(rows)), generator=torch.Generator(), data_seed=self.args.seed)
+            return filled(shuffled, multiple=_together(schedule, optimizer))
+
         def training_step(self, model: Any, inputs: Mapping[str, Tensor], *more: Any) -> Any:
             track.tokens += int((inputs["input_ids"] != tokenizer.pad_token_id).sum())
             return super().training_step(model, inputs, *more)
 
+    silent = [-100] * len(rows[0].labels)
+    table = [row.as_dict() for row in (*rows, replace(rows[0], labels=silent))]
     with _arguments(SFTConfig, schedule, optimizer, seed=seed, dataset_kwargs={"skip_prepare_dataset": True}) as args:
         trainer = Fit(
             model=model,
             args=args,
-            train_dataset=Dataset.from_list([row.as_dict() for row in rows]),
+            train_dataset=Dataset.from_list(table[: len(rows) + (team.size() > 1)]),
             processing_class=tokenizer,
             data_collator=collate,
             callbacks=[Report(track, what, schedule, len(rows), first_step)],
@@ -127,14 +140,19 @@ def fit_reward(
 
     def collate(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         sides = [(row["chosen_ids"], row["rejected_ids"]) for row in batch]
-        numbers = {key: torch.tensor([row[key] for row in batch]) for key in ("margin", "chosen_safe", "rejected_safe")}
+        numbers = {key: torch.tensor([row[key] for row in batch]) for key in NUMBERS}
         return pair_batches.collate(sides, layout, pad_token_id=tokenizer.pad_token_id) | numbers
 
     class Fit(RewardTrainer):
         """TRL's trainer with our loss: its own has no safety term, and reads the score at a place of its own."""
 
-        def _get_train_sampler(self, train_dataset: Any = None) -> SimilarLengths:
-            return similar_lengths(pairs, layout, schedule, seed=seed)
+        loss_is_scaled_for_ga = True  # it is a mean over the pairs of the step, not of the micro-batch
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return filled(similar_lengths(pairs, layout, schedule, seed=seed), multiple=_together(schedule, optimizer))
+
+        def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+            return team.summed(sum(batch["real"].sum() for batch in batch_samples).to(device))
 
         def training_step(self, model: Any, inputs: Mapping[str, Tensor], *more: Any) -> Any:
             track.tokens += pair_batches.tokens_of(inputs)
@@ -143,10 +161,16 @@ def fit_reward(
         def compute_loss(
             self, model: Any, inputs: Mapping[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            chosen, rejected = pair_batches.pair_scores(model, inputs)
+            chosen, rejected = model(inputs)
+            real = inputs["real"] > 0
+            if not bool(real.any()):  # fillers of a last batch, which only keep this process in step
+                return 0.0 * (chosen + rejected).sum()
+            labels = {key: inputs[key][real] for key in NUMBERS}
             loss, parts = reward_loss(
-                chosen, rejected, inputs, safety_loss_coef=safety_loss_coef, center_coef=center_coef
+                chosen[real], rejected[real], labels, safety_loss_coef=safety_loss_coef, center_coef=center_coef
             )
+            if num_items_in_batch is not None:  # a mean over the step's pairs, wherever they are; DDP divides by ranks
+                loss = loss * real.sum() * team.size() / num_items_in_batch
             for name, value in parts.items():
                 self._metrics["train"][name].append(float(value))
             return (loss, {"scores": torch.stack([chosen, rejected])}) if return_outputs else loss
@@ -158,11 +182,13 @@ def fit_reward(
             "margin": pair.margin,
             "chosen_safe": pair.chosen_safe,
             "rejected_safe": pair.rejected_safe,
+            "real": float(i < len(pairs)),
         }
-        for pair in pairs
-    ]
+        for i, pair in enumerate((*pairs, pairs[0]))
+    ][: len(pairs) + (team.size() > 1)]
     # max_length=None: TRL would drop longer pairs without a word; lengths were checked when the pairs were made.
-    with _arguments(TrlRewardConfig, schedule, optimizer, seed=seed, max_length=None) as args:
+    arguments = _arguments(TrlRewardConfig, schedule, optimizer, seed=seed, max_length=None)
+    with arguments as args, called_as(model, pair_batches.pair_scores):
         trainer = Fit(
             model=model,
             args=args,
@@ -213,31 +239,6 @@ def reward_loss(
     return ranking + safety_loss_coef * safety + center_coef * center, parts
 
 
-class SimilarLengths(Sampler[int]):
-    """Rows of similar length share a batch, so that little is padding; the batches come in random order.
-
-    The Trainer's own grouping leaves them sorted from long to short, a sweep over length while the learning rate falls.
-    """
-
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = torch.tensor(lengths), batch_size, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        draw = torch.Generator().manual_seed(self.seed + self.epoch)
-        self.epoch += 1
-        batches: list[Tensor] = []
-        for part in torch.split(torch.randperm(len(self), generator=draw), 50 * self.batch_size):
-            longest_first = part[self.lengths[part].argsort(descending=True, stable=True)]
-            batches += torch.split(longest_first, self.batch_size)
-        last = batches.pop()  # it may be a short one, which would shift those after it
-        for i in torch.randperm(len(batches), generator=draw).tolist():
-            yield from batches[i].tolist()
-        yield from last.tolist()
-
-
 class Report(TrainerCallback):
     """The Trainer's numbers to our tracker; a number that is not finite ends the stage."""
 
@@ -273,18 +274,25 @@ class Report(TrainerCallback):
         self.progress.__exit__(None, None, None)
 
 
+def _together(schedule: Schedule, optimizer: AdamW) -> int:
+    """Rows that all processes do at once: a micro-batch each."""
+    return (optimizer.microbatch_size or max(1, schedule.batch_size // team.size())) * team.size()
+
+
 @contextmanager
 def _arguments(kind: Any, schedule: Schedule, optimizer: AdamW, *, seed: int, **more: Any) -> Iterator[Any]:
     """TRL's arguments for a schedule; the Trainer's own output folder is a scratch folder that stays empty."""
-    rows, micro = schedule.batch_size, optimizer.microbatch_size or schedule.batch_size
-    if rows % micro:
-        raise ConfigError(f"batch_size ({rows}) must be a multiple of microbatch_size ({micro})")
+    together = _together(schedule, optimizer)
+    if schedule.batch_size % together:
+        raise ConfigError(
+            f"batch_size ({schedule.batch_size}) must be a multiple of microbatch_size * processes ({together})"
+        )
     with TemporaryDirectory(prefix="rlhf-trainer-", ignore_cleanup_errors=True) as folder:
         yield kind(
             output_dir=folder,
             seed=seed % 2**32,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=rows // micro,
+            per_device_train_batch_size=together // team.size(),
+            gradient_accumulation_steps=schedule.batch_size // together,
             num_train_epochs=schedule.epochs,
             max_steps=schedule.steps,
             learning_rate=schedule.learning_rate,
@@ -304,6 +312,7 @@ def _arguments(kind: Any, schedule: Schedule, optimizer: AdamW, *, seed: int, **
             logging_nan_inf_filter=False,  # the Trainer's default logs a NaN loss as 0.0
             save_strategy="no",
             report_to="none",
+            ddp_find_unused_parameters=False,
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=torch.cuda.is_available(),

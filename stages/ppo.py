@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf import team
 from rlhf.data import feed
 from rlhf.data.types import Prompt
 from rlhf.errors import NonFiniteError
@@ -30,7 +31,12 @@ from rlhf.rollout import (
     completion_logprobs,
     completion_values,
     mean_kl,
-    sample,
+    sample_together,
+)
+
+STATISTICS = (
+    *("loss/policy_avg", "loss/value_avg", "policy/clipfrac_avg", "policy/approxkl_avg", "val/ratio"),
+    "objective/entropy",
 )
 
 
@@ -97,7 +103,9 @@ def collect(job: Job, models: Models, prompts: list[Prompt], iteration: int) -> 
     start, size = iteration * job.config.batch_size, job.config.batch_size
     prompts = [prompts[i % len(prompts)] for i in range(start, start + size)]
     sampling = Sampling(1, job.config.temperature, job.config.max_new_tokens)
-    groups = sample(models.policy, models.tokenizer, prompts, sampling, seed=job.seed_of(f"rollout {iteration}"))
+    groups = sample_together(
+        models.policy, models.tokenizer, prompts, sampling, seed=job.seed_of(f"rollout {iteration}")
+    )
     return [group[0] for group in groups]
 
 
@@ -154,17 +162,14 @@ def advantages_of(config, models: Models, rollout: Rollout, score: Tensor) -> Le
     mask = rollout.completion_mask
     models.policy.eval()
     models.critic.eval()
-    old_logprobs, reference_logprobs, old_values = [], [], []
-    for index in torch.arange(len(rollout)).split(config.microbatch_size or config.minibatch_size):
+    found = torch.zeros(3, *mask.shape, device=mask.device)
+    for index in own_parts(config, torch.arange(len(rollout))):
         part = rollout.rows(index)
-        width = mask.shape[1] - part.tokens.shape[1]
-        for made, out in (
-            (completion_logprobs(models.policy, part, temperature=config.temperature), old_logprobs),
-            (completion_logprobs(models.reference, part, temperature=config.temperature), reference_logprobs),
-            (completion_values(models.critic, part), old_values),
-        ):
-            out.append(torch.nn.functional.pad(made, (0, width)))
-    logprobs, reference, values = torch.cat(old_logprobs), torch.cat(reference_logprobs), torch.cat(old_values)
+        width = part.tokens.shape[1]
+        found[0, index, :width] = completion_logprobs(models.policy, part, temperature=config.temperature)
+        found[1, index, :width] = completion_logprobs(models.reference, part, temperature=config.temperature)
+        found[2, index, :width] = completion_values(models.critic, part)
+    logprobs, reference, values = team.summed(found)  # a row is one process's and zero elsewhere
     kl = kl_estimate(logprobs, reference, mask, estimator=config.kl_estimator)
     everywhere = torch.ones_like(score, dtype=torch.bool)
     whitened = whiten(score, everywhere, moments(score, everywhere), epsilon=1e-8).to(values)
@@ -181,6 +186,12 @@ def advantages_of(config, models: Models, rollout: Rollout, score: Tensor) -> Le
     return Learn(logprobs, values * mask, whitened_advantages, returns, stats)
 
 
+def own_parts(config, index: Tensor) -> tuple[Tensor, ...]:
+    """The micro-batches of these rows that this process does; other processes do the others."""
+    rows = config.microbatch_size or max(1, config.minibatch_size // team.size())
+    return index.split(rows)[team.rank() :: team.size()]
+
+
 def update(
     config, models: Models, optimizers, rollout: Rollout, learn: Learn, order: Tensor, iteration: int
 ) -> dict[str, float]:
@@ -192,10 +203,12 @@ def update(
     minibatches = order.split(config.minibatch_size)
     for index in minibatches:
         tokens = rollout.completion_mask[index].sum()
-        for part in index.split(config.microbatch_size or config.minibatch_size):
+        for part in own_parts(config, index):
             stats = backward(config, models, rollout.rows(part), learn, part, tokens)
             for name, value in stats.items():
                 sums[name] = sums.get(name, 0.0) + value / len(minibatches)
+        for parameter in trained(models.policy) + trained(models.critic):
+            parameter.grad = team.summed(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
         norms = [
             models.accelerator.clip_grad_norm_(trained(model), config.max_grad_norm)
             for model in (models.policy, models.critic)
@@ -207,7 +220,15 @@ def update(
             policy_optimizer.step()
         policy_optimizer.zero_grad()
         critic_optimizer.zero_grad()
-    return sums
+    return together(sums)
+
+
+def together(sums: dict[str, float]) -> dict[str, float]:
+    """Statistics of all processes: each has those of its own micro-batches, or none if it had no rows."""
+    if team.size() == 1:
+        return sums
+    total = team.summed(torch.tensor([sums.get(name, 0.0) for name in STATISTICS], dtype=torch.float64))
+    return dict(zip(STATISTICS, total.tolist(), strict=True))
 
 
 def backward(config, models: Models, part: Rollout, learn: Learn, index: Tensor, tokens: Tensor) -> dict[str, float]:
@@ -268,7 +289,9 @@ class Keeper:
         """Mean combined reward on held-out prompts, and the gold judge beside it where there is one."""
         config, models = self.job.config, self.models
         sampling = Sampling(1, config.temperature, config.max_new_tokens)
-        groups = sample(models.policy, models.tokenizer, self.prompts, sampling, seed=self.job.seed_of("heldout"))
+        groups = sample_together(
+            models.policy, models.tokenizer, self.prompts, sampling, seed=self.job.seed_of("heldout")
+        )
         samples = [group[0] for group in groups]
         score, _ = combined_score(self.job, models, samples)
         kl = mean_kl(models.policy, models.reference, samples, pad_token_id=models.tokenizer.pad_token_id)

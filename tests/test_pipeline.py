@@ -348,9 +348,9 @@ def test_too_little_room_is_said_before_anything_starts(world, monkeypatch):
         world.run()
 
 
-def test_several_processes_are_refused_for_now(world, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="got WORLD_SIZE=2"):
+def test_a_batch_that_the_processes_do_not_divide_is_refused_before_anything_starts(world, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    with pytest.raises(ConfigError, match=r"must be a multiple of microbatch_size \* processes \(7\)"):
         world.run()
 
 

@@ -121,7 +121,7 @@ def test_as_many_steps_are_made_as_were_counted(policy, tokenizer, track, screen
 
 
 def test_a_batch_that_microbatches_do_not_divide_is_refused(policy, tokenizer, track):
-    with pytest.raises(ConfigError, match=r"batch_size \(8\) must be a multiple of microbatch_size \(3\)"):
+    with pytest.raises(ConfigError, match=r"batch_size \(8\) must be a multiple of microbatch_size \* processes \(3\)"):
         fit(policy, tokenizer, LONE, track, micro=3, batch_size=8)
 
 

@@ -21,6 +21,7 @@ COMMANDS = (
         "A step is skipped when its settings, inputs and code are what they were; else the reason is said.",
         ("rlhf run", "rlhf run stage=ppo ppo.kl_coef=0.005", "rlhf run stage=rejection-2 --rerun"),
         flags={**AGAIN, "--locked": "stop where this machine or the data are not as rlhf.lock of the run says"},
+        options={"launch": "on several processes: a name in configs/accelerate/ or a file of accelerate's"},
     ),
     Command(
         "plan",

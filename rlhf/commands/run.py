@@ -9,11 +9,16 @@ from rlhf.commands.request import Request
 
 def main(request: Request) -> int:
     """rlhf run."""
-    from rlhf import pipeline
+    from rlhf import pipeline, team
     from rlhf.checkpoint import shown
     from rlhf.reporting.text import plain, redact
 
     loaded = request.load()
+    if "launch" in request.options:
+        from rlhf.launch import start
+
+        chosen = [f"stage={request.stage}"] if request.stage else []
+        return start(request.options["launch"], [*loaded.arguments, *chosen, *sorted(request.flags)])
     outcome = pipeline.run_recipe(
         loaded.recipe,
         loaded.run_dir,
@@ -25,6 +30,8 @@ def main(request: Request) -> int:
         arguments=loaded.arguments,
         say=lambda line: print(plain(redact(line)), flush=True),
     )
+    if team.rank():
+        return 0
     if outcome.report is not None:
         from rich.console import Console
 

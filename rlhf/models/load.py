@@ -122,7 +122,9 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint:
     checkpoint.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:
+        model.should_save_on_this_rank = lambda *_: True  # every process has a folder of its own (rlhf/team.py)
         model.save_pretrained(str(checkpoint))
+        del model.should_save_on_this_rank
         _save_tokenizer(tokenizer, checkpoint)
         if adapters.is_adapter(checkpoint):
             _name_weights(model.source, checkpoint)

@@ -7,11 +7,16 @@ score cannot depend on its pair, its batch or its padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from rlhf.generation.ranks import dealt
 
 
 def token_values(
@@ -26,6 +31,16 @@ def token_values(
     hidden = body(input_ids=input_ids, **seen, use_cache=False).last_hidden_state
     values: Tensor = model.score(hidden.to(model.score.weight.dtype))  # an adapter's head is float32 over any body
     return values.squeeze(-1).float()
+
+
+@contextmanager
+def called_as(model: PreTrainedModel, function: Callable[..., Any]) -> Iterator[None]:
+    """Inside, calling the model is `function(model, ...)`: an engine that wraps a model sees only what calls it."""
+    model.forward = partial(function, model)
+    try:
+        yield
+    finally:
+        del model.forward
 
 
 def read_score(values: Tensor, attention_mask: Tensor) -> Tensor:
@@ -62,13 +77,21 @@ def score(
 ) -> Tensor:
     """Score whole dialogues (prompt and completion ids): [N] logits, in the order given.
 
-    Equal rows are scored once; rows of similar length share a batch, so little is spent on padding.
+    Equal rows are scored once; rows of similar length share a batch, so little is spent on padding. Several processes
+    share the batches.
     """
     model.eval()
     unique = sorted({tuple(row) for row in rows})
+    batches = batches_by_length([len(row) for row in unique], tokens=tokens_per_batch)
+
+    def work(share: Sequence[Sequence[int]]) -> list[list[float]]:
+        made = []
+        for batch in share:
+            ids, mask = pad_right([unique[i] for i in batch], pad_token_id=pad_token_id, device=model.device)
+            made.append(read_score(token_values(model, ids, mask), mask).tolist())
+        return made
+
     found: dict[tuple[int, ...], float] = {}
-    for batch in batches_by_length([len(row) for row in unique], tokens=tokens_per_batch):
-        ids, mask = pad_right([unique[i] for i in batch], pad_token_id=pad_token_id, device=model.device)
-        scores = read_score(token_values(model, ids, mask), mask)
-        found.update(zip((unique[i] for i in batch), scores.tolist(), strict=True))
+    for batch, scores in zip(batches, dealt(batches, work, cost=len), strict=True):
+        found.update(zip((unique[i] for i in batch), scores, strict=True))
     return torch.tensor([found[tuple(row)] for row in rows], dtype=torch.float32)
