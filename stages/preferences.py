@@ -78,7 +78,8 @@ def by_people(job: Job) -> None:
 
 def answered(job: Job, domain: str, split: feed.Side) -> list[tuple[Sample, Sample]]:
     """Two answers to every prompt, by the two newest variants."""
-    policies = [path for path in job.every("policies") if path.name != "base"][-2:]
+    made = job.every("policies")
+    policies = [path for path in made if path.name != "base"][-2:] or list(made)  # a chat model may be the base
     first, second = answers(job, policies, prompts_of(job, domain, side=split))
     return list(zip(first, second, strict=True))
 

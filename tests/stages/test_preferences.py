@@ -52,13 +52,14 @@ def run(job_of, tmp_path, *policies, **settings):
 @pytest.mark.parametrize(
     ("policies", "variants"),
     [
+        (("base",), ["base", "base"]),
         (("base", "sft"), ["sft", "sft"]),
         (("base", "sft", "rejection-1"), ["rejection-1", "sft"]),
         (("base", "sft", "rejection-1", "rejection-2"), ["rejection-2", "rejection-1"]),
     ],
 )
 def test_the_two_newest_policies_answer(job_of, tmp_path, drawn, policies, variants):
-    """Or the newest twice, but never the base model, which has not learned to answer."""
+    """Or the newest twice; the base model, which may not have learned to answer, only where there is no other."""
     run(job_of, tmp_path, *policies)
     assert drawn[0] == variants * 4  # two domains, to train and to test on
 
