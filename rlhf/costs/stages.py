@@ -182,10 +182,12 @@ def _distill(p: _Plan) -> Cost:
 
 def _gatt(p: _Plan) -> Cost:
     config = p.recipe.gatt
-    answers = config.dialogues * config.samples_per_turn * (config.min_turns + config.max_turns) / 2
-    tokens, flops = _sampling(p, answers, config.max_new_tokens, prompts=answers, models=3)
+    rows = config.dialogues * config.cuts
+    replayed = rows * config.replay_share / (1 - config.replay_share)
+    prompts = config.dialogues * (config.min_turns + config.max_turns) / 2 + replayed
+    tokens, flops = _sampling(p, prompts * config.samples_per_turn, config.max_new_tokens, prompts=prompts, models=3)
     rewards = p.scored() + p.scored()
-    tuned = _fine_tuned(p, "gatt", config.dialogues * config.cuts, beside=rewards)
+    tuned = _fine_tuned(p, "gatt", rows + replayed, beside=rewards)
     sampling = p.policy() + rewards + p.cache(config.dialogues * config.samples_per_turn, config.max_new_tokens)
     held = max(sampling, tuned.bytes, key=lambda found: found.total)
     return Cost("gatt", held, tokens + tuned.tokens, flops + tuned.flops, tuned.disk)
@@ -208,6 +210,20 @@ def _ppo(p: _Plan) -> Cost:
     return Cost("ppo", held, tokens, flops, p.saved())
 
 
+def _scaling(p: _Plan) -> Cost:
+    """The pool is scored once; then a model for each share, and its answers. Half of the pool is taken for safety."""
+    config, k = p.recipe.scaling, p.recipe.rejection.samples_per_prompt
+    pooled = p.recipe.rounds * p.recipe.rejection.prompts
+    length, answers = p.hardware.prompt_tokens + p.recipe.rejection.max_new_tokens, len(config.shares) * config.prompts
+    tokens, flops = _sampling(p, answers, config.max_new_tokens, prompts=answers, models=3)
+    flops += 2 * p.forward(pooled * k * length, length)
+    rewards = p.scored() + p.scored()
+    tuned = _fine_tuned(p, "scaling", pooled * sum(1 + share for share in config.shares) / 2, beside=rewards)
+    sampling = p.policy() + rewards + p.cache(config.prompts, config.max_new_tokens)
+    held = max(sampling, tuned.bytes, key=lambda found: found.total)
+    return Cost("scaling", held, tokens + tuned.tokens, flops + tuned.flops, 0)
+
+
 def _evaluate(p: _Plan) -> Cost:
     config = p.recipe.evaluate
     policies = sum(name in p.recipe.stages for name in ("base", "sft", "distill", "gatt", "ppo"))
@@ -227,6 +243,7 @@ STAGES: dict[str, Callable[[_Plan], Cost]] = {
     "distill": _distill,
     "gatt": _gatt,
     "ppo": _ppo,
+    "scaling": _scaling,
     "evaluate": _evaluate,
 }
 

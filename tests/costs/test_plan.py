@@ -59,6 +59,16 @@ def test_operations_of_sft():
     )
 
 
+def test_tokens_of_ghost_attention():
+    """1,000 dialogues of 11 turns on average and 3,000 replayed prompts, 4 answers each; twice 3,000 + 3,000 rows."""
+    assert cost("gatt").tokens == 512 * (14_000 + 4 * 14_000) + 2 * 1024 * 6_000
+
+
+def test_tokens_of_safety_data_scaling():
+    """Of 50,000 pooled answers half are safety rows: six models, with 1.86 times all of those between them."""
+    assert cost("scaling").tokens == pytest.approx(1024 * 6 * 300 + 2 * 1024 * 25_000 * (6 + 1.86))
+
+
 def test_shares_add_up():
     whole = Bytes(weights=8, gradients=8, optimizer=16, activations=3, cache=5)
     assert whole.sharded("zero3", 4) == Bytes(2, 2, 4, 3, 5)
