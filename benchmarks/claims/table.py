@@ -54,7 +54,7 @@ def stage(arm: str, name: str) -> Callable[[Arms], Mapping[str, Any]]:
     """What a stage of an arm left in its results."""
 
     def results(arms: Arms) -> Mapping[str, Any]:
-        return next(s["results"][name] for s in arms[arm]["stages"] if s["name"] == name)
+        return {s["name"]: s.get("results", {}) for s in arms[arm]["stages"]}[name][name]
 
     return results
 

@@ -17,8 +17,6 @@ from rlhf.evaluation.verdict import Claim, untestable
 
 Report = Mapping[str, Any]
 LEAST_SEEDS = 3
-# The 95% point of Student's t for 2 to 9 degrees of freedom.
-T95 = {2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +37,12 @@ class Experiment:
 
 def lower_bound(effects: Sequence[float]) -> float:
     """One-sided 95% lower bound of the mean, by Student's t: mean - t s / sqrt(n)."""
+    from scipy.stats import t
+
     n = len(effects)
     mean = sum(effects) / n
     spread = math.sqrt(sum((e - mean) ** 2 for e in effects) / (n - 1))
-    return mean - T95[n - 1] * spread / math.sqrt(n)
+    return float(mean - t.ppf(0.95, n - 1) * spread / math.sqrt(n))
 
 
 def judge(experiment: Experiment, runs: Mapping[int, Mapping[str, Report]]) -> Claim:

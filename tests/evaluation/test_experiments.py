@@ -20,6 +20,8 @@ def runs(*golds):
 def test_the_bound_by_hand():
     # Mean 2, s = 1, n = 3: 2 - 2.920 / sqrt(3) = .314.
     assert lower_bound([1.0, 2.0, 3.0]) == pytest.approx(0.314, abs=1e-3)
+    # Mean 0, s^2 = 16 / 15, n = 16, t = 1.753 by the table of 15 degrees of freedom.
+    assert lower_bound([-1.0, 1.0] * 8) == pytest.approx(-1.753 * (16 / 15 / 16) ** 0.5, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,24 @@ def test_the_table_names_every_claim_once_and_every_arm_is_a_recipe():
     assert {arm for experiment in TABLE for arm in experiment.arms} == set(ARMS)
     for settings in ARMS.values():
         assert expand(load(str(runner.RECIPE), [*settings]).recipe)
+
+
+def test_a_stage_that_an_arm_left_out_makes_its_claim_untestable():
+    arms = {arm: {"stages": [{"name": "sft"}]} for arm in ARMS}
+    for experiment in (e for e in TABLE if e.id in ("B36", "B37")):
+        assert judge(experiment, dict.fromkeys(range(3), arms))["holds"] == "untestable"
+
+
+def test_what_context_distillation_measured_is_read_beside_stages_without_results():
+    found = {"score_after": 0.0, "change": {"mean": 1.0}}
+    better = {"distill": {**found, "score_after": 0.5}}
+    arms = {
+        "generic": {"stages": [{"name": "base"}, {"name": "distill", "results": {"distill": found}}]},
+        "category": {"stages": [{"name": "base"}, {"name": "distill", "results": better}]},
+    }
+    (experiment,) = (e for e in TABLE if e.id == "B36")
+    found = judge(experiment, dict.fromkeys(range(3), arms))
+    assert found["effects"] == {"generic": [1.0] * 3, "template": [0.5] * 3}
 
 
 def test_an_arm_begins_with_the_finished_steps_of_another(tmp_path):
