@@ -143,7 +143,7 @@ def kinds_of_prompts(e: Evaluation, count: int) -> dict[str, list[Prompt]]:
             drawn = corpus.prompts(rng, 20 * count, mix={"safe": 1.0}, instruction_share=0, held_out=False, forms=forms)
         else:
             rows = feed.prompts(
-                config.data,
+                [source for source in config.data if source.name != MICROWORLD],  # which has no end of prompts
                 10**9,
                 seed=seed,
                 stage="evaluate",

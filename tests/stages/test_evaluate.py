@@ -2,10 +2,12 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from rlhf.errors import ConfigError
+from rlhf.evaluation.behaviour import kinds_of_prompts
 from rlhf.evaluation.subject import Evaluation
 from stages import evaluate
 
@@ -61,3 +63,14 @@ def test_a_policy_that_is_not_there_is_named(job_of, saved):
         Evaluation.of(job_of("evaluate", reads=reads, policies=[{"name": "ppo"}]))
     with pytest.raises(ConfigError, match="no policy to evaluate"):
         Evaluation.of(job_of("evaluate", reads={"policies": [], "reward": []}))
+
+
+def test_factual_and_creative_prompts_of_a_file_beside_the_micro_world(job_of, tmp_path):
+    rows = [{"prompt": f"{kind} {i} ?", "kind": kind} for kind in ("factual", "creative") for i in range(4)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine = {"name": "mine", "path": str(tmp_path / "asked.jsonl"), "use": "test"}
+    job = job_of("evaluate", data=[{"name": "microworld"}, mine])
+    found = kinds_of_prompts(SimpleNamespace(job=job), 3)
+    assert {kind: [p.kind for p in prompts] for kind, prompts in found.items()} == {
+        "factual": ["factual"] * 3, "creative": ["creative"] * 3,
+    }  # fmt: skip
