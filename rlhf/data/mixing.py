@@ -51,8 +51,8 @@ def safety_mix(safety: Sequence[T], helpfulness: Sequence[T], *, share: float = 
 def helpfulness_mix(helpfulness: Sequence[T], remaining: Sequence[T], *, share: float = 0.5, seed: int) -> Mixed[T]:
     """The Helpfulness RM's pairs: its own and "an equal parts of the remaining data" (3.2.2).
 
-    ``remaining`` holds the safety pairs and the public ones; they are drawn uniformly over pairs, which is our reading
-    of "uniformly sampled".
+    ``remaining`` holds the safety pairs, drawn uniformly over pairs, which is our reading of "uniformly sampled".
+    Public helpfulness pairs count with our own.
     """
     return _mix({"helpfulness": helpfulness, "remaining": remaining}, share, seed)
 
