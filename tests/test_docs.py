@@ -45,6 +45,13 @@ def test_every_file_of_the_readmes_tree_exists():
             assert not [n for n in names.split() if not ((folder if inside else ROOT) / n).exists()], line
 
 
+def test_the_readmes_tree_names_every_room_of_the_library():
+    tree = text("README.md").partition("## What is where")[2].partition("\n## ")[0]
+    named = set(re.findall(r"\w+(?:\.py|/)", tree))
+    rooms = {path.name + "/" * path.is_dir() for path in (ROOT / "rlhf").glob("[!_]*")}
+    assert rooms <= named, rooms - named
+
+
 def test_every_command_of_the_readme_is_accepted():
     lines = [line.partition("#")[0] for line in text("README.md").splitlines() if line.startswith("    rlhf ")]
     assert len(lines) >= len(COMMANDS)
