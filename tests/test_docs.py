@@ -13,7 +13,7 @@ from rlhf.origins import known_settings
 from rlhf.schema import Source
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ("README.md", "PAPER.md", "CONTRIBUTING.md", "LOG.md", "data/README.md")
+DOCS = ("README.md", "PAPER.md", "CONTRIBUTING.md", "LOG.md", "data/README.md", "configs/README.md")
 FOLDERS = "rlhf|stages|configs|data|tests|benchmarks"
 TEMPLATES = {"stages/name.py", "rlhf/functional/name.py", "tests/functional/test_name.py"}
 
