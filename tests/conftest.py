@@ -41,7 +41,7 @@ def policy(llama_config):
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(llama_config).eval()
+    model = LlamaForCausalLM(copy.deepcopy(llama_config)).eval()  # a test may give its own another context
     with torch.no_grad():
         model.lm_head.weight[llama_config.eos_token_id] *= 2
     return model
