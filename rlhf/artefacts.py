@@ -34,7 +34,8 @@ def chosen_policies(loaded: Loaded, wanted: str | None) -> dict[str, Path]:
         folder = Path(name).expanduser() if "/" in name else found.get(name)
         if folder is None:
             there = f"finished in {shown(loaded.run_dir)}: {', '.join(found) or 'none'}"
-            raise MissingError(f"no policy {name}", hints=[h for h in (did_you_mean(name, found), there) if h])
+            hints = [did_you_mean(name, found), there, "one of another run: policy=runs/RUN/STEP"]
+            raise MissingError(f"no policy {name}", hints=[hint for hint in hints if hint])
         verify(folder)
         chosen[name.rstrip("/")] = folder
     return chosen

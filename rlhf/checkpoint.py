@@ -220,7 +220,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         run_dir.mkdir(parents=True, exist_ok=True)
         handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except FileExistsError:
-        raise MissingError(f"{shown(run_dir)} is a file, not a folder") from None
+        raise MissingError(f"{shown(run_dir)} is a file, not a folder", hints=["give another name: run=NAME"]) from None
     except OSError as error:
         reason = f"cannot write {shown(run_dir)}: {(error.strerror or str(error)).lower()}"
         raise disk_error(error, run_dir) or DiskError(reason, hints=["write elsewhere: runs_dir=FOLDER"]) from error
