@@ -11,14 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data import feed
 from rlhf.data.types import Dialogue, Prompt, Turn
-from rlhf.generation.protocol import Sampling
+from rlhf.generation.protocol import Engine, Sampling
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample, sample
 
 
 def best_answers(
-    policy: PreTrainedModel,
+    policy: PreTrainedModel | Engine,
     tokenizer: PreTrainedTokenizerBase,
     rewards: RewardModels,
     prompts: Sequence[Prompt],
@@ -41,7 +41,7 @@ def best_answers(
 
 def replay(
     job: Job,
-    policy: PreTrainedModel,
+    policy: PreTrainedModel | Engine,
     tokenizer: PreTrainedTokenizerBase,
     rewards: RewardModels,
     sampling: Sampling,

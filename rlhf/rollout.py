@@ -48,7 +48,7 @@ class Sample:
 def sampler(generation: GenerationConfig, checkpoint: Path, model: ModelConfig) -> Engine:
     """The engine that `generation.engine` names, with the weights of this checkpoint."""
     if generation.engine == "transformers":
-        return InProcess(load_policy(checkpoint, model))
+        return InProcess(load_policy(checkpoint, model), generation.rows_per_batch)
     from rlhf.generation.vllm import open_vllm
 
     return open_vllm(generation, checkpoint, model)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.data.instructions import QUESTIONS, Lists, merged
 from rlhf.data.types import Prompt, Turn
 from rlhf.errors import DataError
-from rlhf.generation.protocol import Sampling
+from rlhf.generation.protocol import Engine, Sampling
 from rlhf.rollout import sample
 
 # Roles are swapped by what the policy is told: its answers come back as the user's turns, it writes what users say.
@@ -25,7 +25,7 @@ LEAST_ITEMS = 4  # of a list that a policy wrote: with fewer, it did not write a
 
 
 def written_lists(
-    policy: PreTrainedModel,
+    policy: PreTrainedModel | Engine,
     tokenizer: PreTrainedTokenizerBase,
     *,
     items: int,
@@ -57,7 +57,7 @@ def written_lists(
 
 
 def user_turns(
-    policy: PreTrainedModel,
+    policy: PreTrainedModel | Engine,
     tokenizer: PreTrainedTokenizerBase,
     openings: Sequence[Prompt],
     *,

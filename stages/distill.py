@@ -12,6 +12,7 @@ from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
 from rlhf.evaluation.intervals import of_mean
 from rlhf.finetune import fine_tune
 from rlhf.generation.protocol import Sampling
+from rlhf.generation.transformers import InProcess
 from rlhf.models.gate import check_gate
 from rlhf.models.load import load_policy, load_tokenizer, save
 from rlhf.models.reward_models import RewardModels
@@ -27,13 +28,14 @@ def run(job: Job) -> None:
     start = job.one("policy") / "checkpoint"
     tokenizer = load_tokenizer(start)
     policy = load_policy(start, job.recipe.model)
+    engine = InProcess(policy, job.recipe.generation.rows_per_batch)
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
 
     prompts = asked(job)
     once = Sampling(1, config.temperature, config.max_new_tokens)
-    plain = [g[0] for g in sample(policy, tokenizer, prompts, once, seed=job.seed_of("plain"))]
+    plain = [g[0] for g in sample(engine, tokenizer, prompts, once, seed=job.seed_of("plain"))]
     cautious = [prompt_under(job, prompt) for prompt in prompts]
-    distilled = [g[0] for g in sample(policy, tokenizer, cautious, once, seed=job.seed_of("under a preprompt"))]
+    distilled = [g[0] for g in sample(engine, tokenizer, cautious, once, seed=job.seed_of("under a preprompt"))]
     before, after = (safety_scores(job, tokenizer, rewards, prompts, answers) for answers in (plain, distilled))
     kept = kept_rows(job, prompts, distilled, before, after)
     job.write_results({"distill": figures(before, after, len(kept))})
@@ -43,7 +45,7 @@ def run(job: Job) -> None:
 
     best_of = Sampling(config.replay_samples, config.temperature, config.max_new_tokens)
     count = round(len(kept) * share_to_ratio(config.replay_share))
-    replayed = replay(job, policy, tokenizer, rewards, best_of, count=count)
+    replayed = replay(job, engine, tokenizer, rewards, best_of, count=count)
     write_jsonl(job.out / "dialogues.jsonl", kept + replayed)
     if kept:  # else nothing came out better, and the policy stays what it was
         fine_tune(policy, tokenizer, kept + replayed, job)

@@ -99,7 +99,8 @@ def measure_policies(e: Evaluation) -> tuple[dict[str, Any], dict[str, list]]:
     with e.job.track.progress(len(e.policies), "policies") as bar:
         for name in e.policies:
             policy = e.model(name)
-            samples = [g[0] for g in sample(policy, e.tokenizer, prompts, sampling, seed=e.job.seed)]
+            engine = e.engine(policy)
+            samples = [g[0] for g in sample(engine, e.tokenizer, prompts, sampling, seed=e.job.seed)]
             table[name], scores = measure(e, samples)
             judged = verdicts(samples)
             if judged is not None:
@@ -108,7 +109,7 @@ def measure_policies(e: Evaluation) -> tuple[dict[str, Any], dict[str, list]]:
             if before is not None:
                 table[name]["kl_to_reference"] = mean_kl(policy, before, samples, pad_token_id=e.tokenizer.pad_token_id)
             creative = heldout_prompts(e, 40, "diversity", kinds=(("safe", False),))[:20]
-            groups = sample(policy, e.tokenizer, creative, Sampling(8, 1.0, config.max_new_tokens), seed=e.job.seed)
+            groups = sample(engine, e.tokenizer, creative, Sampling(8, 1.0, config.max_new_tokens), seed=e.job.seed)
             table[name]["self_bleu"] = self_bleu([[s.text for s in group] for group in groups])
             replies[name] = list(zip(samples, scores.helpfulness.tolist(), scores.safety.tolist(), strict=True))
             before = policy
@@ -158,10 +159,10 @@ def best_of_curves(e: Evaluation) -> dict[str, Any]:
     names = [name for name in e.policies if name != "base"]
     with e.job.track.progress(len(names), "best of N") as bar:
         for name in names:
-            policy, temperature[name] = e.model(name), {}
+            engine, temperature[name] = e.engine(e.model(name)), {}
             for t in sorted({1.0, *config.temperatures}) if name in (names[0], names[-1]) else [1.0]:
                 sampling = Sampling(config.best_of_samples, t, config.max_new_tokens)
-                groups = sample(policy, e.tokenizer, prompts, sampling, seed=e.job.seed_of("best of"))
+                groups = sample(engine, e.tokenizer, prompts, sampling, seed=e.job.seed_of("best of"))
                 samples = [s for group in groups for s in group]
                 scores = e.rewards(
                     [s.row for s in samples],

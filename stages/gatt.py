@@ -13,6 +13,7 @@ from rlhf.data.instructions import WITHDRAWAL, Lists, read_lists
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
 from rlhf.finetune import fine_tune
 from rlhf.generation.protocol import Sampling
+from rlhf.generation.transformers import InProcess
 from rlhf.microworld import dialogues as worldly
 from rlhf.models.gate import check_gate
 from rlhf.models.load import load_policy, load_tokenizer, save
@@ -31,11 +32,12 @@ def run(job: Job) -> None:
     policy = load_policy(start, job.recipe.model)
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
 
-    conversations = conversations_of(job, policy, tokenizer)
-    answers = converse(job, policy, tokenizer, rewards, conversations)
+    engine = InProcess(policy, job.recipe.generation.rows_per_batch)
+    conversations = conversations_of(job, engine, tokenizer)
+    answers = converse(job, engine, tokenizer, rewards, conversations)
     rows = training_rows(job, conversations, answers)
     count = round(len(rows) * share_to_ratio(config.replay_share))
-    replayed = replay(job, policy, tokenizer, rewards, sampling(job), count=count)
+    replayed = replay(job, engine, tokenizer, rewards, sampling(job), count=count)
     write_jsonl(job.out / "dialogues.jsonl", rows + replayed)
     job.track.say(f"{len(rows):,} conversations, {len(replayed):,} of the policy's own answers beside them")
     ghosts = frozenset(row.id for row in rows if config.train_on == "last_answer")

@@ -19,6 +19,7 @@ from rlhf.functional.logprobs import chosen_logprobs, entropy
 from rlhf.functional.ppo import explained_variance, policy_loss, value_loss
 from rlhf.functional.whiten import moments, whiten
 from rlhf.generation.protocol import Sampling
+from rlhf.generation.transformers import InProcess
 from rlhf.models.adapters import StartOf, learnt, trained
 from rlhf.models.gate import check_gate
 from rlhf.models.load import freeze, load_policy, load_reward_model, load_tokenizer, save, without_dropout
@@ -103,9 +104,8 @@ def collect(job: Job, models: Models, prompts: list[Prompt], iteration: int) -> 
     start, size = iteration * job.config.batch_size, job.config.batch_size
     prompts = [prompts[i % len(prompts)] for i in range(start, start + size)]
     sampling = Sampling(1, job.config.temperature, job.config.max_new_tokens)
-    groups = sample_together(
-        models.policy, models.tokenizer, prompts, sampling, seed=job.seed_of(f"rollout {iteration}")
-    )
+    engine = InProcess(models.policy, job.recipe.generation.rows_per_batch)
+    groups = sample_together(engine, models.tokenizer, prompts, sampling, seed=job.seed_of(f"rollout {iteration}"))
     return [group[0] for group in groups]
 
 
@@ -289,9 +289,8 @@ class Keeper:
         """Mean combined reward on held-out prompts, and the gold judge beside it where there is one."""
         config, models = self.job.config, self.models
         sampling = Sampling(1, config.temperature, config.max_new_tokens)
-        groups = sample_together(
-            models.policy, models.tokenizer, self.prompts, sampling, seed=self.job.seed_of("heldout")
-        )
+        engine = InProcess(models.policy, self.job.recipe.generation.rows_per_batch)
+        groups = sample_together(engine, models.tokenizer, self.prompts, sampling, seed=self.job.seed_of("heldout"))
         samples = [group[0] for group in groups]
         score, _ = combined_score(self.job, models, samples)
         kl = mean_kl(models.policy, models.reference, samples, pad_token_id=models.tokenizer.pad_token_id)

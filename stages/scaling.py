@@ -19,6 +19,7 @@ from rlhf.evaluation.intervals import of_mean, wilson
 from rlhf.evaluation.refusals import refuses
 from rlhf.finetune import fine_tune
 from rlhf.generation.protocol import Sampling
+from rlhf.generation.transformers import InProcess
 from rlhf.models.load import freeze, load_policy, load_tokenizer
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
@@ -40,7 +41,8 @@ def run(job: Job) -> None:
         job.track.say(f"{share:.0%} of the safety data: {len(helpfulness):,} + {len(used):,} dialogues")
         fine_tune(policy, tokenizer, helpfulness + used, job)
         once = Sampling(1, job.config.temperature, job.config.max_new_tokens)
-        answers = [group[0] for group in sample(freeze(policy), tokenizer, prompts, once, seed=job.seed_of("answers"))]
+        engine = InProcess(freeze(policy), job.recipe.generation.rows_per_batch)
+        answers = [group[0] for group in sample(engine, tokenizer, prompts, once, seed=job.seed_of("answers"))]
         found[f"{share:g}"] = {"safety_rows": len(used)} | measured(job, rewards, answers)
     job.write_results({"safety_scaling": found})
 

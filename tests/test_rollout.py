@@ -5,11 +5,13 @@ import copy
 import pytest
 import torch
 
+from rlhf.config import load
 from rlhf.data.chat import encode_prompt
 from rlhf.data.types import Prompt, Turn
 from rlhf.errors import DataError
 from rlhf.generation.protocol import Completion, Sampling
 from rlhf.generation.transformers import InProcess
+from rlhf.models.load import save
 from rlhf.models.score import token_values
 from rlhf.rollout import (
     Rollout,
@@ -19,7 +21,9 @@ from rlhf.rollout import (
     completion_values,
     mean_kl,
     sample,
+    sampler,
 )
+from rlhf.schema import GenerationConfig
 
 PROMPTS = [
     Prompt(str(i), (*system, Turn("user", text)), "people", is_safety=False)
@@ -206,3 +210,19 @@ def test_a_gradient_reaches_policy_and_critic(policy, reward_model, rollout):
     completion_values(reward_model, part)[part.completion_mask].sum().backward()
     for model in (policy, reward_model):
         assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
+
+
+def test_the_rows_decoded_together_are_those_of_the_setting(policy, tokenizer, tmp_path):
+    """No forward is wider, and the answers are the same."""
+    save(policy, tokenizer, tmp_path)
+    model, widths = load("tiny").recipe.model, []
+    engine = sampler(GenerationConfig(rows_per_batch=4), tmp_path, model)
+    engine.model.register_forward_pre_hook(
+        lambda _, __, inputs: widths.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    four, answers = Sampling(4, TEMPERATURE, 10), []
+    for chosen in (engine, policy):
+        groups = sample(chosen, tokenizer, PROMPTS, four, seed=0)
+        answers.append([[s.completion.token_ids for s in group] for group in groups])
+    assert answers[0] == answers[1]
+    assert max(widths) == 4

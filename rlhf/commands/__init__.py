@@ -28,10 +28,10 @@ COMMANDS = (
         "say what `run` would do, and why, and what it would cost; touch nothing",
         "A step is listed with what `run` would do if given the same arguments; below, each stage with the bytes\n"
         "on one GPU at its fullest moment, its tokens and operations; with gpu_memory=, what fits or what would help.",
-        ("rlhf plan", "rlhf plan config=llama2-7b launch=zero3 gpus=8 gpu_memory=80GB tflops=312"),
+        ("rlhf plan", "rlhf plan config=llama2-7b gpus=8 gpu_memory=80GB tflops=312"),
         flags=AGAIN,
         options={
-            "launch": "ddp, fsdp, zero2 or zero3: how models are spread over GPUs",
+            "launch": "ddp; fsdp, zero2, zero3: what if they ran (they do not yet)     [ddp]",
             "gpus": "how many                                                          [1]",
             "gpu_memory": "of each, such as 80GB",
             "tflops": "peak of each, for the time",

@@ -12,8 +12,6 @@ from rlhf.costs.shapes import Shape
 if TYPE_CHECKING:
     from rlhf.schema import Recipe
 
-ROWS = 256  # that `rlhf.rollout.sample` decodes together
-
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
@@ -75,7 +73,8 @@ class _Plan:
 
     def cache(self, rows: int, new: int) -> Bytes:
         """Of the batch that is decoded at once, prompts of the assumed length."""
-        tokens, mine = self.hardware.prompt_tokens + new, min(ROWS, max(1, rows // self.hardware.gpus))
+        together = self.recipe.generation.rows_per_batch
+        tokens, mine = self.hardware.prompt_tokens + new, min(together, max(1, rows // self.hardware.gpus))
         return Bytes(cache=self.shape.cache(mine, tokens, bytes_each=WIDTH[self.recipe.model.dtype]))
 
     def forward(self, tokens: float, length: float) -> float:

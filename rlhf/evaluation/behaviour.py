@@ -53,7 +53,7 @@ def multi_turn(e: Evaluation) -> dict[str, Any]:
     found: dict[str, Any] = {"n": len(held)} | {f"{label}_policy": name for label, name in shown.items()}
     with e.job.track.progress(len(shown), "multi-turn") as bar:
         for label, name in shown.items():
-            policy, longest = e.model(name), config.max_new_tokens
+            policy, longest = e.engine(e.model(name)), config.max_new_tokens
             kept = follow_rates(policy, e.tokenizer, held, turns=config.turns, max_new_tokens=longest)
             found[label] = kept.table()
             found[f"content_{label}"] = {str(turn): value for turn, value in kept.content.items()}
@@ -121,7 +121,7 @@ def diversity(e: Evaluation) -> dict[str, Any]:
     with e.job.track.progress(len(e.policies), "diversity") as bar:
         for name in e.policies:
             found[name] = over_temperature(
-                e.model(name),
+                e.engine(e.model(name)),
                 e.tokenizer,
                 asked,
                 config.diversity_temperatures,
@@ -212,6 +212,6 @@ def checked(e: Evaluation) -> dict[str, Any]:
     ]
     found: dict[str, Any] = {}
     for name in e.policies:
-        answers = [group[0].text for group in sample(e.model(name), e.tokenizer, prompts, greedy, seed=0)]
+        answers = [group[0].text for group in sample(e.engine(e.model(name)), e.tokenizer, prompts, greedy, seed=0)]
         found[name] = rates(known, answers)
     return found

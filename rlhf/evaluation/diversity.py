@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.types import Prompt
 from rlhf.evaluation.intervals import of_mean
-from rlhf.generation.protocol import Sampling
+from rlhf.generation.protocol import Engine, Sampling
 from rlhf.rollout import sample
 
 
@@ -20,7 +20,7 @@ def self_bleu(groups: Sequence[Sequence[str]]) -> float:
 
 
 def over_temperature(
-    policy: PreTrainedModel,
+    policy: PreTrainedModel | Engine,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Mapping[str, Sequence[Prompt]],
     temperatures: Sequence[float],

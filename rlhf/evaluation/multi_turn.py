@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.data.conversations import Conversation
 from rlhf.data.types import Prompt, Turn
 from rlhf.evaluation.intervals import wilson
-from rlhf.generation.protocol import Sampling
+from rlhf.generation.protocol import Engine, Sampling
 from rlhf.microworld.oracle import Verdict, judge
 from rlhf.rollout import sample
 
@@ -34,7 +34,7 @@ class TurnRates:
 
 
 def follow_rates(
-    policy: PreTrainedModel,
+    policy: PreTrainedModel | Engine,
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Conversation],
     *,

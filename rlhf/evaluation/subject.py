@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.errors import ConfigError
+from rlhf.generation.transformers import InProcess
 from rlhf.models.load import TEMPLATE, freeze, load_given_tokenizer, load_policy, load_tokenizer
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
@@ -44,6 +45,10 @@ class Evaluation:
     def model(self, name: str) -> PreTrainedModel:
         """The policy, frozen."""
         return freeze(load_policy(self.policies[name], self.job.recipe.model))
+
+    def engine(self, policy: PreTrainedModel) -> InProcess:
+        """What samples from it."""
+        return InProcess(policy, self.job.recipe.generation.rows_per_batch)
 
 
 def found(name: str, path: str | None, made: dict[str, Path]) -> Path:
