@@ -22,6 +22,7 @@ from typing import Any
 
 from rlhf.errors import ConfigError, MissingError, RlhfError
 from rlhf.generation.protocol import Completion, Engine, Sampling
+from rlhf.models.load import weights_of
 from rlhf.schema import GenerationConfig, ModelConfig
 
 ADAPTER = "adapter_config.json"
@@ -72,7 +73,8 @@ class Server:
             name = f"adapter-{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
             call(address, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder, "load_inplace": True})
         else:
-            call(address, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
+            weights, _ = weights_of(checkpoint)
+            call(address, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": weights}})
             name = served(address)[0]["id"]
         call(address, "/reset_prefix_cache", {})  # keys and values of the weights before
         context = next((card["max_model_len"] for card in served(address) if card.get("max_model_len")), None)
@@ -229,9 +231,8 @@ class Colocated:
             )
         folder = str(checkpoint.resolve())
         adapter = None
-        weights = folder
+        weights, _ = weights_of(checkpoint)
         if adapter_of(checkpoint):
-            weights = json.loads((checkpoint / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
             number = int(hashlib.sha256(folder.encode()).hexdigest()[:7], 16) + 1
             adapter = import_module("vllm.lora.request").LoRARequest(f"adapter-{number}", number, folder)
         llm = resident(weights, model, lora=adapter is not None, memory_share=memory_share)

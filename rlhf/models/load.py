@@ -185,7 +185,7 @@ def _quiet() -> Iterator[None]:
 
 def _read(kind: Any, checkpoint: Path, config: ModelConfig, **options: Any) -> Any:
     """The model of a checkpoint's weights: its own, or those it names. `model.source` says which they are."""
-    path, revision = _weights_of(checkpoint)
+    path, revision = weights_of(checkpoint)
     if config.quantisation == "nf4":
         four_bits = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
         options["quantization_config"] = BitsAndBytesConfig(
@@ -202,7 +202,7 @@ def _read(kind: Any, checkpoint: Path, config: ModelConfig, **options: Any) -> A
     return read
 
 
-def _weights_of(checkpoint: Path) -> tuple[str, str | None]:
+def weights_of(checkpoint: Path) -> tuple[str, str | None]:
     """Folder or hub id of a checkpoint's weights, and their revision; refuses an adapter whose weights have changed."""
     named = _existing(checkpoint) / SOURCE
     if not named.exists():

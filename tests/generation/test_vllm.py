@@ -8,10 +8,12 @@ import math
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import util
+from types import SimpleNamespace
 
 import pytest
 
 from rlhf.errors import ConfigError, MissingError, RlhfError
+from rlhf.generation import vllm
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.vllm import Server, open_vllm
 from rlhf.schema import GenerationConfig, ModelConfig
@@ -163,6 +165,30 @@ def test_an_adapter_is_loaded_onto_its_base(fake, checkpoint):
     fake.calls.clear()
     sampled(engine, Sampling(1, 1.0, 2), keys=("a",))
     assert fake.calls[0][1]["model"] == engine.model
+
+
+def test_weights_that_were_given_are_those_the_checkpoint_names(fake, checkpoint):
+    (checkpoint / "source.json").write_text(json.dumps({"path": "someone/model", "revision": None}))
+    Server.open(fake.address, checkpoint)
+    assert fake.calls[0][1]["kwargs"] == {"weights_path": "someone/model"}
+
+
+def test_in_this_process_an_adapter_stands_on_the_base_beside_it_wherever_the_run_was_made(tmp_path, monkeypatch):
+    made = {"adapter_config.json": {"base_model_name_or_path": "/elsewhere/base/checkpoint"}}
+    made["source.json"] = {"path": "../../base/checkpoint", "revision": None}
+    adapter, base = tmp_path / "sft" / "checkpoint", tmp_path / "base" / "checkpoint"
+    for folder in (adapter, base):
+        folder.mkdir(parents=True)
+    for name, content in made.items():
+        (adapter / name).write_text(json.dumps(content))
+    engine = SimpleNamespace(LLM=lambda **options: options, LoRARequest=lambda *words: words)
+    monkeypatch.setattr(vllm, "import_module", lambda name: engine)
+    monkeypatch.setattr(vllm, "util", SimpleNamespace(find_spec=lambda name: engine))
+    monkeypatch.setattr(vllm, "_engines", {})
+    opened = open_vllm(GenerationConfig(engine="vllm"), adapter, ModelConfig())
+    assert opened.llm["model"] == str(base)
+    assert opened.llm["enable_lora"]
+    assert opened.adapter[-1] == str(adapter)
 
 
 def test_logprobs_before_temperature_are_refused(fake, checkpoint):
