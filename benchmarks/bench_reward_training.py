@@ -29,6 +29,8 @@ from trl import RewardConfig, RewardTrainer
 
 from rlhf import trainers
 from rlhf.data.tokenizer import train_tokenizer
+from rlhf.preemption import Stop
+from rlhf.saves import Saves
 from rlhf.schema import AdamW
 from rlhf.track import Tracker
 from rlhf.trainers import Batching, Pair, Schedule, fit_reward
@@ -150,17 +152,18 @@ def ours(
     took: list[float] = []
     train = trainers._train
 
-    def timed(trainer: object) -> None:
+    def timed(*arguments: object) -> None:
         start = time.process_time()
-        train(trainer)
+        train(*arguments)
         took.append(time.process_time() - start)
 
     trainers._train = timed
     schedule = Schedule(learning_rate=RATE, final_lr_ratio=0.1, batch_size=point.batch_size, warmup_steps=0)
     options = {"safety_loss_coef": 0.0, "center_coef": 0.0, "seed": seed, "what": "bench"}
     with TemporaryDirectory() as folder, Tracker(Path(folder), run="b", step="b", console=silent()) as track:
+        saves = Saves(Path(folder), key="", track=track, every=1e9, stop=Stop(), note=lambda *_, **__: None)
         try:
-            batching = fit_reward(model, tokenizer, pairs, schedule, AdamW(), track=track, **options)
+            batching = fit_reward(model, tokenizer, pairs, schedule, AdamW(), track=track, saves=saves, **options)
         finally:
             trainers._train = train
     return took[0], batching

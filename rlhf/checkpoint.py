@@ -1,8 +1,8 @@
 """An artefact folder: written whole or not at all, listed in a manifest with checksums, verified when it is read.
 
 A folder counts as finished exactly when it holds `manifest.json`. It is written under a hidden name,
-`.NAME.partial-PID`, made durable, given its manifest last, and only then renamed. Killed at any point, the old artefact
-or the new one is there, or neither; never a half. Torch-free.
+`.NAME.partial`, made durable, given its manifest last, and only then renamed. Killed at any point, the old artefact or
+the new one is there, or neither; never a half. Torch-free.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rlhf.fingerprint import digest, file_digest
 from rlhf.vetting import require_inside
 
 MANIFEST = "manifest.json"
+DRAFT = f".{MANIFEST}.partial"
 
 # What differs between two equal runs, or repeats what the manifest says. Nobody downstream computes with it, so it has
 # a checksum but no part in the artefact's digest.
@@ -47,18 +48,25 @@ def shown(path: Path) -> str:
 # --- writing ---
 
 
+def working_folder(final: Path) -> Path:
+    """Where an artefact is made. The name is the same in every life, so that a killed stage finds its saves again."""
+    return final.parent / f".{final.name}.partial"
+
+
 @contextmanager
 def open_artefact(final: Path, about: Mapping[str, Any]) -> Iterator[Path]:
-    """A folder to write in, which becomes `final` when the block ends well and vanishes when it does not.
+    """A folder to write in, which becomes `final` when the block ends well.
 
     `about` is read when the block ends, so it may be filled inside it; it goes into the manifest beside `files`
     (path -> SHA-256), `stat` (path -> size and time of change), `digest` (of the files) and `finished_at`. An artefact
-    that is already there stays until the new one is complete. A full or read-only disk is a DiskError.
+    that is already there stays until the new one is complete. If the block does not end well, the folder stays as it is
+    where it holds something to go on from, and vanishes where not. A full or read-only disk is a DiskError.
     """
-    partial = final.parent / f".{final.name}.partial-{os.getpid()}"
+    partial = working_folder(final)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        if not resumable(partial):
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(error, final) or error from error
     try:
@@ -66,7 +74,8 @@ def open_artefact(final: Path, about: Mapping[str, Any]) -> Iterator[Path]:
         _commit(partial, final, about)
     except BaseException as error:
         gone = not partial.exists()
-        shutil.rmtree(partial, ignore_errors=True)
+        if not resumable(partial):
+            shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) and (full := disk_error(error, final)):
             raise full from error
         if gone and isinstance(error, Exception) and not isinstance(error, RlhfError):
@@ -78,52 +87,73 @@ def open_artefact(final: Path, about: Mapping[str, Any]) -> Iterator[Path]:
         raise
 
 
+def resumable(partial: Path) -> bool:
+    """Whether a killed or failed stage has left saves or shards in its working folder."""
+    resume = partial / "resume"
+    return any(resume.glob("save-*")) or (resume / "shards.jsonl").exists()
+
+
 def _commit(partial: Path, final: Path, about: Mapping[str, Any]) -> None:
     config = yaml.safe_dump(about.get("config", {}), sort_keys=False, allow_unicode=True)
     write_text(partial / "config.yaml", config)
-    files = {file.relative_to(partial).as_posix(): file for file in sorted(partial.rglob("*")) if file.is_file()}
-    checksums = {}
-    for name, file in files.items():
-        _sync(file)
-        checksums[name] = file_digest(file)
-    for folder in sorted((path for path in partial.rglob("*") if path.is_dir()), reverse=True):
-        _sync(folder)
-    stat = {name: [file.stat().st_size, file.stat().st_mtime_ns] for name, file in files.items()}
-    lasting = {name: checksum for name, checksum in checksums.items() if not name.startswith(VOLATILE)}
-    made = {"files": checksums, "stat": stat, "digest": digest(lasting), "finished_at": now()}
-    write_manifest(partial, {**about, **made})
+    # The saves go only once the artefact is whole: killed in between, the folder is found complete, or resumed.
+    seal(partial, about, leaving_out="resume/")
+    shutil.rmtree(partial / "resume", ignore_errors=True)
     old = final.parent / f".{final.name}.old-{os.getpid()}"
     if final.exists():
         final.rename(old)
     # Killed between these two renames, `recover` finds the complete new artefact under its hidden name.
     partial.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def seal(folder: Path, about: Mapping[str, Any], *, leaving_out: str = "/") -> None:
+    """Make every file of a folder durable, then list it in the folder's manifest, which makes the folder whole."""
+    checksums, stat = {}, {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = file.relative_to(folder).as_posix()
+        if name.startswith(leaving_out) or name in (MANIFEST, DRAFT):
+            continue
+        sync(file)
+        checksums[name] = file_digest(file)
+        stat[name] = [file.stat().st_size, file.stat().st_mtime_ns]
+    for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        sync(path)
+    lasting = {name: checksum for name, checksum in checksums.items() if not name.startswith(VOLATILE)}
+    made = {"files": checksums, "stat": stat, "digest": digest(lasting), "finished_at": now()}
+    write_manifest(folder, {**about, **made})
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Put manifest.json into `folder` by rename, with a checksum over itself; durable on return."""
     manifest = {key: value for key, value in manifest.items() if key != "checksum"}
-    draft = folder / f".{MANIFEST}.partial"
-    write_text(draft, json.dumps({**manifest, "checksum": digest(manifest)}, indent=1) + "\n")
-    _sync(draft)
+    draft = folder / DRAFT
+    write_text(draft, _rendered(manifest))
+    sync(draft)
     draft.replace(folder / MANIFEST)
-    _sync(folder)
+    sync(folder)
+
+
+def _rendered(manifest: Mapping[str, Any]) -> str:
+    return json.dumps({**manifest, "checksum": digest(manifest)}, indent=1) + "\n"
 
 
 def recover(run_dir: Path) -> None:
     """Clear what killed writers left in a run folder; the caller holds its lock.
 
-    A complete artefact that only lacked its last rename is put in place; one moved aside in vain goes back.
+    A complete artefact that only lacked its last rename is put in place; one moved aside in vain goes back. What can be
+    gone on from stays.
     """
-    for left in sorted(run_dir.glob(".*.partial-*")):
-        final = run_dir / left.name[1:].rpartition(".partial-")[0]
+    for left in sorted(run_dir.glob(".*.partial")):
+        final = run_dir / left.name[1:].removesuffix(".partial")
         if damage(left) is None:
+            shutil.rmtree(left / "resume", ignore_errors=True)
             if final.exists():
                 final.rename(run_dir / f".{final.name}.old-{os.getpid()}")
             left.rename(final)
-            _sync(run_dir)
-        else:
+            sync(run_dir)
+        elif not resumable(left):
             shutil.rmtree(left, ignore_errors=True)
     for left in sorted(run_dir.glob(".*.old-*")):
         final = run_dir / left.name[1:].rpartition(".old-")[0]
@@ -131,10 +161,10 @@ def recover(run_dir: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.rename(final)
-            _sync(run_dir)
+            sync(run_dir)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make a file's content, or a folder's entries, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -150,13 +180,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a finished artefact; MissingError if there is none or it was tampered with."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        checksum = manifest.pop("checksum")
+        text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        del manifest["checksum"]
     except FileNotFoundError:
         raise MissingError(f"{shown(folder)} is no finished artefact: it has no {MANIFEST}") from None
     except (ValueError, KeyError, AttributeError, TypeError):
         raise MissingError(f"{shown(path)} is damaged: it is not a manifest") from None
-    if checksum != digest(manifest):
+    if text != _rendered(manifest):  # byte for byte: a space that flipped is damage, too
         raise MissingError(f"{shown(path)} is damaged: it does not match its own checksum")
     require_inside([*manifest.get("files", {}), *manifest.get("stat", {})], shown(path))
     return dict(manifest)
@@ -193,10 +224,7 @@ def damage(folder: Path, manifest: Mapping[str, Any] | None = None) -> str | Non
 def verify(folder: Path) -> dict[str, Any]:
     """The manifest, once every byte was compared with its SHA-256; MissingError names the first bad file."""
     manifest = read_manifest(folder)
-    problem = damage(folder, manifest)
-    for name, checksum in manifest["files"].items():
-        if problem is None and file_digest(folder / name) != checksum:
-            problem = f"{name} does not match its checksum"
+    problem = unsound(folder, manifest)
     added = [file for file in (folder / "checkpoint").rglob("*") if not file.is_dir()]
     for name in sorted(file.relative_to(folder).as_posix() for file in added):
         if problem is None and name not in manifest["files"]:
@@ -205,6 +233,16 @@ def verify(folder: Path) -> dict[str, Any]:
         hint = f"make it again: rlhf run stage={folder.name} --rerun"
         raise MissingError(f"{shown(folder)} is damaged: {problem}", hints=[hint])
     return manifest
+
+
+def unsound(folder: Path, manifest: Mapping[str, Any]) -> str | None:
+    """What is wrong with a folder that a manifest lists, every byte compared with its SHA-256, or None."""
+    for name, checksum in manifest["files"].items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if file_digest(folder / name) != checksum:
+            return damage(folder, manifest) or f"{name} does not match its checksum"
+    return None
 
 
 # --- one writer per run ---

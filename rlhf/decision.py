@@ -59,11 +59,7 @@ def decide(
         return Decision(True, "asked for with --rerun")
     made = read_manifest(folder)
     new = ingredients(step, recipe, run_dir, made)
-    reasons = [
-        *fingerprint.changed_settings(made["config"], new["config"]),
-        *_changed_inputs(step, made["inputs"], new["inputs"], upcoming),
-        *(f"{path} changed" for path in _differing(_checksums(made.get("data", {})), _checksums(new["data"]))),
-    ]
+    reasons = changes(step, made, new, upcoming)
     code = _differing(made.get("accepted") or made["code"], new["code"])
     if reasons or (code and not reuse):
         reasons += (
@@ -73,6 +69,15 @@ def decide(
     if code:
         return Decision(False, f"made by other code ({', '.join(code[:2])}), accepted with --reuse")
     return Decision(False, "config, inputs and code unchanged")
+
+
+def changes(step: Step, made: Mapping[str, Any], new: Mapping[str, Any], upcoming: Collection[str] = ()) -> list[str]:
+    """What a step was made from against what it would be made from now, code aside: one phrase per difference."""
+    return [
+        *fingerprint.changed_settings(made["config"], new["config"]),
+        *_changed_inputs(step, made["inputs"], new["inputs"], upcoming),
+        *(f"{path} changed" for path in _differing(_checksums(made.get("data", {})), _checksums(new["data"]))),
+    ]
 
 
 def _changed_inputs(

@@ -8,8 +8,9 @@ import difflib
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class RlhfError(Exception):
@@ -67,9 +68,31 @@ class PreemptedError(RlhfError):
 
 
 class NonFiniteError(RlhfError):
-    """A loss, gradient, reward or log-probability is not a finite number."""
+    """A loss, gradient, score, log-probability or KL is not a finite number.
+
+    Args:
+        tensor: what is not finite, in words.
+        part, step: of the stage, where it has steps; they count from 1.
+        rows: places of the samples it comes from, or their names.
+        batch: the tensors that were computed with, by name, for who looks into it.
+    """
 
     exit_code = 76
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        hints: Sequence[str] = (),
+        tensor: str = "",
+        part: str = "",
+        step: int | None = None,
+        rows: Sequence[int | str] = (),
+        batch: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(what, where=where, hints=hints)
+        self.tensor, self.part, self.step, self.rows, self.batch = tensor, part, step, tuple(rows), dict(batch or {})
 
 
 class UnsafeError(RlhfError):

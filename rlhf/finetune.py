@@ -45,7 +45,7 @@ def fine_tune(
         where = f"{job.name}, dialogue {dialogue.id} of {dialogue.source}"
         encoded = encode_dialogue(tokenizer, dialogue.turns, where=where)
         train_on: TrainOn = "last_answer" if dialogue.id in last_answer_only else "all_answers"
-        row = fitted(Row(encoded.input_ids, labels(encoded, train_on=train_on)), encoded.owner, fit, where)
+        row = fitted(Row(encoded.input_ids, labels(encoded, train_on=train_on), dialogue.id), encoded.owner, fit, where)
         if row is not None:
             rows.append(row)
     if fit:
@@ -66,7 +66,8 @@ def fine_tune(
     tokens = sum(len(row.input_ids) for row in rows)
     job.track.say(f"{len(rows):,} dialogues, {tokens:,} tokens, {trained / tokens:.0%} of them bear loss")
     job.track.say(f"packed into {len(packed):,} rows, {total} steps")
-    fit_lm(policy, tokenizer, packed, schedule, config, seed=job.seed, track=job.track, what=job.name.partition("-")[0])
+    what = job.name.partition("-")[0]
+    fit_lm(policy, tokenizer, packed, schedule, config, seed=job.seed, track=job.track, saves=job.saves, what=what)
 
 
 def fitted(row: Row, owner: Sequence[int], fit: Fit, where: str) -> Row | None:
@@ -76,7 +77,7 @@ def fitted(row: Row, owner: Sequence[int], fit: Fit, where: str) -> Row | None:
     if kept is None or len(kept) == last:
         return None if kept is None else row
     places = [*kept, *range(last, len(owner))]
-    return Row([row.input_ids[i] for i in places], [row.labels[i] for i in places])
+    return Row([row.input_ids[i] for i in places], [row.labels[i] for i in places], row.id)
 
 
 def show_loss_mask(path: Path, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BOOKKEEPING = (
     *("__init__", "__main__", "checkpoint", "cli", "config", "decision", "errors", "fingerprint", "meter", "origins"),
     *("disk", "lock", "pipeline", "provenance", "report", "reporting", "room", "schema", "steps", "track", "vetting"),
+    *("audit", "bundle", "job", "preemption", "resumption", "saves", "shards", "state", "streams"),
 )
 PACKAGE = Path(__file__).resolve().parent
 

@@ -3,84 +3,52 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import importlib
-import json
 import os
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf import fingerprint, launch, lock, team
+from rlhf import bundle, fingerprint, launch, lock, team
 from rlhf.checkpoint import damage, locked, open_artefact, read_manifest, recover, shown, verify, write_manifest
 from rlhf.decision import Decision, decide, ingredients, plan
-from rlhf.disk import disk_errno, patience, write_text
-from rlhf.errors import MissingError, PreemptedError, RlhfError, disk_error
+from rlhf.disk import disk_errno, patience
+from rlhf.errors import MissingError, NonFiniteError, PreemptedError, RlhfError, disk_error
+from rlhf.job import Job, derive_seed, job_of
 from rlhf.meter import Journal, Meter, git_commit, versions
+from rlhf.preemption import HINTS, Stop, Terminated, stoppable
 from rlhf.provenance import outside_the_sections
 from rlhf.reporting.text import duration, plain, redact
+from rlhf.resumption import prepare
 from rlhf.room import require_room
+from rlhf.shards import keeping
 from rlhf.steps import Stage, Step, expand, select, table
 from rlhf.vetting import vet_model, vet_templates
 
 if TYPE_CHECKING:
     from rlhf.schema import Recipe
-    from rlhf.track import Tracker
 
-__all__ = ["Decision", "Job", "Outcome", "Stage", "Step", "decide", "expand", "plan", "run_recipe", "select", "table"]
+__all__ = [
+    "Decision",
+    "Job",
+    "Outcome",
+    "Stage",
+    "Step",
+    "decide",
+    "derive_seed",
+    "expand",
+    "plan",
+    "run_recipe",
+    "select",
+    "table",
+]
 
 Say = Callable[[str], None]
-
-
-def derive_seed(*parts: object) -> int:
-    """A seed below 2**31 from anything printable: equal parts give equal seeds, on every machine."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4]) & 0x7FFF_FFFF
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a stage's `run(job)` gets: settings, folders to read, a folder to write, a voice."""
-
-    name: str
-    round: int
-    recipe: Recipe
-    config: Any
-    """The stage's own section of the recipe; of the others only model and microworld may be read."""
-    seed: int
-    reads: dict[str, tuple[Path, ...]]
-    out: Path
-    """A temporary folder, which becomes runs/RUN/NAME when the stage returns."""
-    track: Tracker
-
-    def every(self, token: str) -> tuple[Path, ...]:
-        """The artefact folders that a token of the stage's `reads` stands for, oldest first."""
-        return self.reads[token] if token in self.reads else self.reads[self._spelled(token)]
-
-    def one(self, token: str) -> Path:
-        """The one artefact folder of a token; an optional one must be asked for with `every`."""
-        (folder,) = self.every(token)
-        return folder
-
-    def seed_of(self, label: object) -> int:
-        """A seed of this step for one purpose, so that purposes do not share random numbers."""
-        return derive_seed(self.seed, label)
-
-    def digest_of(self, token: str) -> str:
-        """The content digest of the one artefact of a token."""
-        return str(read_manifest(self.one(token))["digest"])
-
-    def write_results(self, values: Mapping[str, Any]) -> None:
-        """The stage's share of report.json."""
-        write_text(self.out / "results.json", json.dumps(values, indent=1, allow_nan=False))
-
-    def _spelled(self, token: str) -> str:
-        return next(name for name in self.reads if name.rstrip("*?") == token.rstrip("*?"))
 
 
 # --- before anything is loaded ---
@@ -133,6 +101,7 @@ def run_recipe(
     stage: str | None = None,
     rerun: bool = False,
     reuse: bool = False,
+    strict: bool = False,
     pipeline: Sequence[Stage] | None = None,
     locked_to: bool = False,
     origins: Mapping[str, str] | None = None,
@@ -141,7 +110,8 @@ def run_recipe(
 ) -> Outcome:
     """Bring the steps that `stage` selects (all without it) up to date, in order, then write the report.
 
-    Only one process may write to `run_dir`. Interrupted at any point, finished steps stay and half a step never counts.
+    Only one process may write to `run_dir`. Interrupted at any point, finished steps stay, half a step never counts,
+    and the next run goes on from its last save; if that is damaged, from the one before, or with `strict` not at all.
     With `locked_to` it stops where this machine is not what the run's rlhf.lock says, instead of noting it.
     `arguments` are quoted in hints, so that the reader can copy them; `origins` (where settings came from) is reported.
 
@@ -155,7 +125,7 @@ def run_recipe(
         team.follow(lambda name: team.beside(next(step for step in steps if step.name == name), recipe, run_dir))
         return Outcome((), (), None)
     made, skipped = [], []
-    with locked(run_dir), terminable(), patience(recipe.on_disk_full, say), team.led():
+    with locked(run_dir), stoppable() as stop, patience(recipe.on_disk_full, say), team.led():
         recover(run_dir)
         if locked_to:
             lock.require(run_dir, lock.machine())
@@ -177,10 +147,14 @@ def run_recipe(
             for name in sorted(set(step.inputs) - trusted):
                 verify(run_dir / name)
             require_room(run_dir, [step], recipe)
-            manifest = make(step, recipe, run_dir, decision, journal, locked_to=locked_to, say=say)
+            manifest = make(
+                *(step, recipe, run_dir, decision, journal, stop),
+                strict=strict, reuse=reuse, locked_to=locked_to, say=say,
+            )  # fmt: skip
             trusted |= {step.name, *step.inputs}
             made.append(step.name)
             say(f"{step.name:<{width}}  done  in {duration(manifest['seconds'])}")
+            stop.leave(step.name)
         return Outcome(tuple(made), tuple(skipped), _report(run_dir, recipe, steps, origins, fresh=bool(made)))
 
 
@@ -199,11 +173,17 @@ def make(
     run_dir: Path,
     decision: Decision,
     journal: Journal,
+    stop: Stop,
     *,
+    strict: bool = False,
+    reuse: bool = False,
     locked_to: bool = False,
     say: Say = print,
 ) -> dict[str, Any]:
-    """Run one step's stage into a fresh artefact and return its manifest; the run's lock says on what it was made."""
+    """Run one step's stage into a fresh artefact, or go on with a killed one, and return its manifest.
+
+    The run's lock says on what it was made.
+    """
     threads = recipe.threads
     if threads and "torch" not in sys.modules:
         os.environ.update({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)})
@@ -211,7 +191,6 @@ def make(
     key = fingerprint.digest(
         {**made_from, "data": {path: facts["sha256"] for path, facts in made_from["data"].items()}}
     )
-    seed = derive_seed(recipe.seed, step.name)
     about: dict[str, Any] = {"step": step.name, "fingerprint": key, **made_from}
     about["recipe"] = outside_the_sections(recipe)
     journal.write("start", step.name, reason=decision.reason)
@@ -220,16 +199,24 @@ def make(
         with open_artefact(run_dir / step.name, about) as out:
             from rlhf.track import Tracker
 
-            run: Callable[[Job], None] = importlib.import_module(step.module).run
+            run = stage_of_module(step.module)
             _lock(step, run_dir, made_from, locked_to=locked_to, say=say)
-            reads = {token: tuple(run_dir / name for name in names) for token, names in step.reads.items()}
-            mode, section = recipe.wandb, getattr(recipe, step.stage)
-            config = about["config"]
+            mode, config = recipe.wandb, about["config"]
             with Tracker(out, run=recipe.run, step=step.name, wandb_mode=mode, config=config, fingerprint=key) as track:
+                resume_key = prepare(out, step, about, accept_code=reuse, say=track.say)
+                job = job_of(step, recipe, run_dir, out, track, resume_key, journal, stop, strict=strict)
                 team.call(step.name)
-                run(Job(step.name, step.round, recipe, section, seed, reads, out, track))
+                try:
+                    with keeping(job.shards):
+                        run(job)
+                except NonFiniteError as error:
+                    left = bundle.write(run_dir, out, about, recipe, error)
+                    error.hints = (*error.hints, f"meet it again: rlhf replay {shown(left)}")
+                    raise
+                finally:
+                    job.shards.close()
             about |= {**meter.figures(), "tokens": track.tokens or None, "template": _template(out)}
-            about |= {"seeds": {"recipe": recipe.seed, "step": seed}}
+            about |= {"seeds": {"recipe": recipe.seed, "step": job.seed}}
             about |= {"versions": versions(), "git_commit": git_commit()}
     except BaseException as error:
         message = "interrupted" if isinstance(error, KeyboardInterrupt) else plain(redact(str(error)))
@@ -254,6 +241,12 @@ def _lock(step: Step, run_dir: Path, made_from: Mapping[str, Any], *, locked_to:
         lock.require(run_dir, here)
     for line in lock.update(run_dir, here):
         say(f"note: {line}: {step.name} may differ in its last bits from steps made before")
+
+
+def stage_of_module(module: str) -> Callable[[Job], None]:
+    """The `run(job)` of a stage's module, which loads now, and torch with it."""
+    run: Callable[[Job], None] = importlib.import_module(module).run
+    return run
 
 
 def _template(out: Path) -> str | None:
@@ -286,7 +279,7 @@ def _report(
 def _explained(error: BaseException, step: Step, run_dir: Path) -> BaseException:
     """The error as the reader should see it; a bug becomes an RlhfError that says where its traceback is."""
     if isinstance(error, Terminated):
-        return PreemptedError(f"{step.name} was asked to stop", hints=["finished steps are kept: start it again"])
+        return PreemptedError(f"{step.name} was asked to stop", hints=HINTS)
     if isinstance(error, RlhfError) or not isinstance(error, Exception):
         return error
     if number := disk_errno(error):
@@ -302,27 +295,3 @@ def _explained(error: BaseException, step: Step, run_dir: Path) -> BaseException
         where=f"traceback in {shown(note)}",
         hints=["finished steps are kept: mend it and give the same command again"],
     )
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: the scheduler wants the machine back. An interrupt, so that no library takes it for a failure."""
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Inside, SIGTERM ends the step like an interrupt; outside the main thread nothing changes."""
-
-    def stop(*_: object) -> None:
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    except Terminated:
-        raise PreemptedError("asked to stop", hints=["finished steps are kept: start it again"]) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -6,8 +6,9 @@ Letters: B rows, K completions a prompt, T completion tokens, S whole sequence, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.data.chat import decode_completion, encode_prompt
 from rlhf.data.types import Prompt
 from rlhf.errors import DataError
+from rlhf.fingerprint import digest
 from rlhf.functional.kl import exact_kl
 from rlhf.functional.logprobs import chosen_logprobs
 from rlhf.generation.protocol import Completion, Engine, Sampling
@@ -24,6 +26,10 @@ from rlhf.generation.transformers import InProcess
 from rlhf.models.load import load_policy
 from rlhf.models.score import pad_right, token_values
 from rlhf.schema import GenerationConfig, ModelConfig
+from rlhf.shards import kept
+
+CHUNK = 256
+"""Rows that are sampled together, and kept together where somebody keeps them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +71,35 @@ def sample(
 ) -> list[list[Sample]]:
     """K answers to every prompt, in the order given; `advance` is told how many prompts each batch answered.
 
+    What a killed stage has sampled before is not sampled again (see shards.py).
+
     Raises:
         DataError: if a prompt and the longest answer to it do not fit into the context.
     """
     ids = [encode_prompt(tokenizer, prompt.turns) for prompt in prompts]
     engine = InProcess(policy) if isinstance(policy, torch.nn.Module) else policy
     _check_room(engine.context, prompts, ids, sampling)
-    answers = engine.generate(
-        ids,
-        sampling,
-        keys=[prompt.id for prompt in prompts],
-        seed=seed,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        advance=advance,
-    )
+    answers: list[list[Completion]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))
+    size = max(1, CHUNK // sampling.samples_per_prompt)
+    for part in (order[start : start + size] for start in range(0, len(order), size)):
+        rows, keys = [ids[i] for i in part], [prompts[i].id for i in part]
+
+        def answer(rows: Any = rows, keys: Any = keys) -> Any:
+            found = engine.generate(
+                rows,
+                sampling,
+                keys=keys,
+                seed=seed,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            return [[astuple(completion) for completion in group] for group in found]
+
+        for i, group in zip(part, kept(digest([rows, keys, astuple(sampling), seed]), answer), strict=True):
+            answers[i] = [Completion(tuple(tokens), tuple(logprobs), end) for tokens, logprobs, end in group]
+        if advance is not None:
+            advance(len(part))
     return [
         [Sample(prompt, tuple(row), answer, decode_completion(tokenizer, answer.token_ids)) for answer in group]
         for prompt, row, group in zip(prompts, ids, answers, strict=True)

@@ -63,12 +63,12 @@ def beside(step: Step, recipe: Recipe, run_dir: Path) -> None:
     """A follower's part in a step: the same job, in a folder that nobody keeps, by a voice that nobody hears."""
     from rich.console import Console
 
-    from rlhf.pipeline import Job, derive_seed
+    from rlhf.job import Job, job_of
+    from rlhf.meter import Journal
+    from rlhf.preemption import Stop
     from rlhf.track import Tracker
 
     run: Callable[[Job], None] = importlib.import_module(step.module).run
-    reads = {token: tuple(run_dir / name for name in names) for token, names in step.reads.items()}
-    section, seed = getattr(recipe, step.stage), derive_seed(recipe.seed, step.name)
     (run_dir / "logs").mkdir(exist_ok=True)
     log = run_dir / "logs" / f"rank-{rank()}.log"
     # Beside the leader's folder, so that relative paths out of a checkpoint are the same.
@@ -78,10 +78,22 @@ def beside(step: Step, recipe: Recipe, run_dir: Path) -> None:
         Tracker(Path(folder), run=recipe.run, step=step.name, console=Console(file=file)) as track,
     ):
         try:
-            run(Job(step.name, step.round, recipe, section, seed, reads, Path(folder), track))
+            journal = Journal(Path(folder) / "events.jsonl")
+            run(job_of(step, recipe, run_dir, Path(folder), track, "", journal, Stop()))
         except BaseException as error:
             file.write("".join(traceback.format_exception(error)))
             raise
+
+
+def gathered(rows: list[int]) -> list[int]:
+    """The rows of all processes, in the order of their numbers."""
+    if size() == 1:
+        return rows
+    from torch import distributed
+
+    parts: list[list[int]] = [[]] * size()
+    distributed.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]
 
 
 def summed(tensor: Tensor) -> Tensor:

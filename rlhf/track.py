@@ -1,4 +1,4 @@
-"""What a stage tells the world: a progress bar, metrics.jsonl, samples.jsonl and, as a copy, Weights & Biases.
+"""What a stage tells the world: a progress bar, metrics, samples, its ledger and, as a copy, Weights & Biases.
 
 The files are the truth and W&B never is: it is imported on the first metric only, its start is time-boxed, and whatever
 fails inside it is said once and then ignored. This is the one door to `wandb`.
@@ -7,14 +7,12 @@ fails inside it is said once and then ignored. This is the one door to `wandb`.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import netrc
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import FileIO
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -25,9 +23,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
-from rlhf.disk import append_line
 from rlhf.errors import NonFiniteError
 from rlhf.reporting.text import duration, plain, redact
+from rlhf.streams import Streams
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
@@ -72,8 +70,8 @@ class Tracker:
         self.step = step
         self.console = console or Console(soft_wrap=True, highlight=False)
         self._started = monotonic()
-        self._metrics: FileIO | None = None
-        self._samples: FileIO | None = None
+        self.streams = Streams(folder)
+        self._rows = 0
         self._bars: RichProgress | None = None
         self._wandb = _Wandb(wandb_mode, folder.parent, run, step, config or {}, fingerprint, self.say)
 
@@ -94,17 +92,33 @@ class Tracker:
                         "in bfloat16, see whether it also happens with model.dtype=float32",
                     ],
                 )
-        self._metrics = self._metrics or _open_lines(self.folder / "metrics.jsonl")
-        row = {"step": step, "time": round(monotonic() - self._started, 3), **numbers}
-        append_line(self._metrics, json.dumps(row).encode() + b"\n", self.folder / "metrics.jsonl")
-        self._wandb.log({"step": step, **numbers})
+        self.streams.append("metrics.jsonl", {"step": step, "time": round(monotonic() - self._started, 3), **numbers})
+        self._rows += 1
+        # A killed life has shown W&B the rows before; they came again, the same, and are not sent twice.
+        if self._rows > self.streams.published:
+            self._wandb.log({"step": step, **numbers})
 
     def sample(self, row: Mapping[str, Any]) -> None:
         """Append one generated text with its scores to samples.jsonl, exactly as it was generated."""
-        self._samples = self._samples or _open_lines(self.folder / "samples.jsonl")
-        line = json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n"
-        # Half of a surrogate pair cannot be encoded; backslashreplace writes it as the JSON escape that means it.
-        append_line(self._samples, line.encode(errors="backslashreplace"), self.folder / "samples.jsonl")
+        self.streams.append("samples.jsonl", dict(row))
+
+    def ledger_of(self, part: str, ids: Sequence[str | Sequence[str]], *, draws: int, epochs: int) -> None:
+        """Open a part of the ledger: the samples, and how many of them an epoch takes, in turn and round and round."""
+        self.streams.append("ledger.jsonl", {"part": part, "ids": list(ids), "draws": draws, "epochs": epochs})
+
+    def ledger(self, part: str, *, step: int, epoch: int, rows: Sequence[int]) -> None:
+        """One optimizer step was made, from these draws: number d is sample d modulo their number. Steps from 1 on."""
+        self.streams.append("ledger.jsonl", {"part": part, "step": step, "epoch": epoch, "rows": list(rows)})
+
+    def state(self) -> dict[str, float]:
+        """What it counts, for a save."""
+        return {"tokens": self.tokens, "rows": self._rows, "seconds": monotonic() - self._started}
+
+    def restore(self, save: Path, state: Mapping[str, float]) -> None:
+        """Put lines and counts back to what a save holds."""
+        self.streams.restore(save)
+        self.tokens, self._rows = int(state["tokens"]), int(state["rows"])
+        self._started = monotonic() - state["seconds"]
 
     def say(self, text: str) -> None:
         """Print one line, above the bar if there is one; whatever would steer the terminal is taken out."""
@@ -147,10 +161,7 @@ class Tracker:
         """Finish the bar, the files and W&B; a second call does nothing."""
         # A loop that an exception left without closing its bar would otherwise close it when the interpreter ends.
         self._stop_bars()
-        for file in (self._metrics, self._samples):
-            if file is not None:
-                file.close()
-        self._metrics = self._samples = None
+        self.streams.close()
         self._wandb.close()
 
     def __enter__(self) -> Self:
@@ -178,10 +189,6 @@ def logged_in() -> bool:
         except (OSError, netrc.NetrcParseError):
             continue
     return False
-
-
-def _open_lines(path: Path) -> FileIO:
-    return path.open("ab", buffering=0)
 
 
 def _figures(shown: Mapping[str, float]) -> str:

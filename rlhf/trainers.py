@@ -31,8 +31,10 @@ from rlhf.functional.safety_loss import safety_loss
 from rlhf.models import pair_batches
 from rlhf.models.pair_batches import LAYOUTS, Batching, Layout
 from rlhf.models.score import called_as
+from rlhf.resumable import ResumableTrainer
+from rlhf.saves import Saves
 from rlhf.schema import AdamW
-from rlhf.track import Tracker
+from rlhf.track import Progress, Tracker
 
 NUMBERS = ("margin", "chosen_safe", "rejected_safe", "real")
 
@@ -58,6 +60,7 @@ class Pair:
     margin: float
     chosen_safe: float
     rejected_safe: float
+    id: str = ""
 
 
 def warmup_steps(total: int, *, ratio: float, least: int = 0) -> int:
@@ -79,15 +82,18 @@ def fit_lm(
     *,
     seed: int,
     track: Tracker,
+    saves: Saves,
     what: str,
     first_step: int = 0,
 ) -> None:
     """Next-token training on packed rows; a token whose label is -100 bears no loss (3.1)."""
+    if saves.passed(what):
+        return
 
     def collate(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        return pad_packed(batch, pad_token_id=tokenizer.pad_token_id)
+        return {**pad_packed(batch, pad_token_id=tokenizer.pad_token_id), "row": rows_of(batch)}
 
-    class Fit(SFTTrainer):
+    class Fit(ResumableTrainer, SFTTrainer):
         """TRL's trainer, but counting tokens: its own count takes positions [B, S] for those of a single row."""
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -101,7 +107,7 @@ def fit_lm(
             return super().training_step(model, inputs, *more)
 
     silent = [-100] * len(rows[0].labels)
-    table = [row.as_dict() for row in (*rows, replace(rows[0], labels=silent))]
+    table = [{**row.as_dict(), "row": i} for i, row in enumerate((*rows, replace(rows[0], labels=silent)))]
     with _arguments(SFTConfig, schedule, optimizer, seed=seed, dataset_kwargs={"skip_prepare_dataset": True}) as args:
         trainer = Fit(
             model=model,
@@ -109,9 +115,9 @@ def fit_lm(
             train_dataset=Dataset.from_list(table[: len(rows) + (team.size() > 1)]),
             processing_class=tokenizer,
             data_collator=collate,
-            callbacks=[Report(track, what, schedule, len(rows), first_step)],
+            callbacks=[Report(track, what, first_step)],
         )
-        _train(trainer)
+        _train(trainer, schedule, [row.documents for row in rows], saves, track, what)
 
 
 def fit_reward(
@@ -125,6 +131,7 @@ def fit_reward(
     center_coef: float,
     seed: int,
     track: Tracker,
+    saves: Saves,
     what: str,
 ) -> Batching:
     """Rank the chosen completion above the rejected by at least the margin (3.2.2, eq. 2).
@@ -137,13 +144,16 @@ def fit_reward(
 
     batching = batching_of(model, pairs, schedule, optimizer, seed=seed)
     layout = batching.layout
+    if saves.passed(what):
+        return batching
 
     def collate(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         sides = [(row["chosen_ids"], row["rejected_ids"]) for row in batch]
         numbers = {key: torch.tensor([row[key] for row in batch]) for key in NUMBERS}
-        return pair_batches.collate(sides, layout, pad_token_id=tokenizer.pad_token_id) | numbers
+        made = pair_batches.collate(sides, layout, pad_token_id=tokenizer.pad_token_id)
+        return made | numbers | {"row": rows_of(batch)}
 
-    class Fit(RewardTrainer):
+    class Fit(ResumableTrainer, RewardTrainer):
         """TRL's trainer with our loss: its own has no safety term, and reads the score at a place of its own."""
 
         loss_is_scaled_for_ga = True  # it is a mean over the pairs of the step, not of the micro-batch
@@ -183,6 +193,7 @@ def fit_reward(
             "chosen_safe": pair.chosen_safe,
             "rejected_safe": pair.rejected_safe,
             "real": float(i < len(pairs)),
+            "row": i,
         }
         for i, pair in enumerate((*pairs, pairs[0]))
     ][: len(pairs) + (team.size() > 1)]
@@ -195,10 +206,15 @@ def fit_reward(
             train_dataset=Dataset.from_list(columns),
             processing_class=tokenizer,
             data_collator=collate,
-            callbacks=[Report(track, what, schedule, len(pairs), 0)],
+            callbacks=[Report(track, what, 0)],
         )
-        _train(trainer)
+        _train(trainer, schedule, [pair.id for pair in pairs], saves, track, what)
     return batching
+
+
+def rows_of(batch: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Where the samples of a batch stand among all, for the ledger."""
+    return torch.tensor([row["row"] for row in batch])
 
 
 def similar_lengths(pairs: Sequence[Pair], layout: Layout, schedule: Schedule, *, seed: int) -> SimilarLengths:
@@ -240,19 +256,15 @@ def reward_loss(
 
 
 class Report(TrainerCallback):
-    """The Trainer's numbers to our tracker; a number that is not finite ends the stage."""
+    """The Trainer's numbers to our tracker."""
 
-    def __init__(self, track: Tracker, what: str, schedule: Schedule, rows: int, first_step: int) -> None:
+    bar: Progress
+
+    def __init__(self, track: Tracker, what: str, first_step: int) -> None:
         self.track, self.what, self.first_step = track, what, first_step
-        self.total = (
-            schedule.steps
-            if schedule.steps > 0
-            else steps_of(rows, batch_size=schedule.batch_size, epochs=schedule.epochs)
-        )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress = self.track.progress(self.total, self.what)
-        self.bar = self.progress.__enter__()
+        self.bar.advance(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.advance(1)
@@ -261,17 +273,8 @@ class Report(TrainerCallback):
         values = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, int | float)}
         if "train_runtime" in values:
             return
-        for key in ("loss", "grad_norm"):
-            if not math.isfinite(values.get(key, 0.0)):
-                raise NonFiniteError(
-                    f"{key} is {values[key]} at step {state.global_step} of {self.what}",
-                    hints=["lower the learning rate", "look at the rows: rlhf show, metrics.jsonl"],
-                )
         names = {key: f"{self.what}/{key}" for key in values if key not in ("epoch", "num_tokens")}
         self.track.log({names[key]: values[key] for key in names}, step=self.first_step + state.global_step)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress.__exit__(None, None, None)
 
 
 def _together(schedule: Schedule, optimizer: AdamW) -> int:
@@ -320,13 +323,20 @@ def _arguments(kind: Any, schedule: Schedule, optimizer: AdamW, *, seed: int, **
         )
 
 
-def _train(trainer: Any) -> None:
+def _train(
+    trainer: Any, schedule: Schedule, ids: Sequence[str | Sequence[str]], saves: Saves, track: Tracker, what: str
+) -> None:
     """Run it, and leave nothing of the Trainer's on the terminal: the tracker shows what there is to see."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.train()
+    per_epoch = steps_of(len(ids), batch_size=schedule.batch_size, epochs=1)
+    total = schedule.steps if schedule.steps > 0 else per_epoch * schedule.epochs
+    (report,) = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Report)]
+    with track.progress(total, what) as report.bar:
+        epochs = math.ceil(total / per_epoch)
+        trainer.fit(saves=saves, track=track, part=what, ids=ids, steps_per_epoch=per_epoch, epochs=epochs)
     bad = [name for name, p in trainer.model.named_parameters() if not bool(torch.isfinite(p).all())]
     if bad:
         raise NonFiniteError(f"parameter {bad[0]} is not finite after training", hints=["lower the learning rate"])

@@ -59,7 +59,10 @@ def pretrain(job: Job) -> None:
             warmup_steps=warmup,
             steps=steps,
         )
-        fit_lm(model, tokenizer, rows, schedule, config, seed=job.seed, track=job.track, what=what, first_step=done)
+        fit_lm(
+            *(model, tokenizer, rows, schedule, config),
+            seed=job.seed, track=job.track, saves=job.saves, what=what, first_step=done,
+        )  # fmt: skip
         done += steps
     save(model, tokenizer, job.out / "checkpoint")
 
@@ -84,6 +87,6 @@ def rows_of(stream: list[int], *, length: int, count: int, seed: int) -> list[Pa
     rng = random.Random(seed)
     starts = [rng.randrange(len(stream) - length) for _ in range(count)]
     return [
-        PackedRow(input_ids=stream[i : i + length], labels=stream[i : i + length], position_ids=list(range(length)))
+        PackedRow(stream[i : i + length], stream[i : i + length], list(range(length)), (f"token {i} on",))
         for i in starts
     ]

@@ -1,7 +1,9 @@
 """PPO on the piecewise reward, held near the reference by a KL penalty (3.2.3)."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf import team
 from rlhf.data import feed
 from rlhf.data.types import Prompt
-from rlhf.errors import NonFiniteError
 from rlhf.evaluation.gold import gold_of
+from rlhf.finite import require_finite
 from rlhf.functional.gae import gae
 from rlhf.functional.kl import kl_estimate, token_rewards
 from rlhf.functional.logprobs import chosen_logprobs, entropy
@@ -61,16 +63,21 @@ def run(job: Job) -> None:
     optimizers = make_optimizers(models, config)
     keeper = Keeper(job, models)
     prompts = prompts_of(job, config.iterations * config.batch_size, label="rollouts", side="train")
+    track.ledger_of("ppo", [p.id for p in prompts], draws=config.batch_size, epochs=config.iterations)
+    state = {"policy": models.policy, "critic": models.critic, "keeper": keeper}
+    state |= {"policy_optimizer": optimizers[0], "critic_optimizer": optimizers[1]}
     with track.progress(config.iterations, "ppo") as bar:
-        for iteration in range(config.iterations):
+        for iteration in job.saves.range(config.iterations, skipped=bar.advance, **state):
+            if iteration == 0:
+                keeper.check(0)  # the policy as it came may turn out to be the best
             samples = collect(job, models, prompts, iteration)
             score, stats = combined_score(job, models, samples)
             rollout = Rollout.of(samples, pad_token_id=models.tokenizer.pad_token_id, device=models.policy.device)
-            learn = advantages_of(config, models, rollout, score)
+            learn = advantages_of(config, models, rollout, score, ids=[s.prompt.id for s in samples])
             order = torch.randperm(
                 len(rollout), generator=torch.Generator().manual_seed(job.seed_of(f"minibatches {iteration}"))
             )
-            stats |= learn.stats | update(config, models, optimizers, rollout, learn, order, iteration)
+            stats |= learn.stats | update(job, models, optimizers, rollout, learn, order, iteration)
             track.log(stats, step=iteration)
             bar.advance(1, reward=stats["reward/combined"], kl=stats["objective/kl"])
             if keeper.stop(iteration + 1, kl=stats["objective/kl"]):
@@ -134,8 +141,6 @@ def combined_score(job: Job, models: Models, samples: list[Sample]) -> tuple[Ten
     combined = scores.combined
     if config.missing_eos_score is not None:
         combined = combined.where(finished, torch.full_like(combined, config.missing_eos_score))
-    if not bool(torch.isfinite(combined).all()):
-        raise NonFiniteError("a reward model gave a score that is not finite", where=job.name)
     return combined, {
         "reward/helpfulness": scores.helpfulness.mean().item(),
         "reward/safety": scores.safety.mean().item(),
@@ -157,7 +162,7 @@ class Learn:
 
 
 @torch.no_grad()
-def advantages_of(config, models: Models, rollout: Rollout, score: Tensor) -> Learn:
+def advantages_of(config, models: Models, rollout: Rollout, score: Tensor, *, ids: Sequence[str]) -> Learn:
     """Whiten the score, take beta KL off every token, and estimate advantages (eq. 4; GAE is ours)."""
     mask = rollout.completion_mask
     models.policy.eval()
@@ -171,6 +176,13 @@ def advantages_of(config, models: Models, rollout: Rollout, score: Tensor) -> Le
         found[2, index, :width] = completion_values(models.critic, part)
     logprobs, reference, values = team.summed(found)  # a row is one process's and zero elsewhere
     kl = kl_estimate(logprobs, reference, mask, estimator=config.kl_estimator)
+    for made, name in (
+        (logprobs, "a log-probability of the policy"),
+        (reference, "a log-probability of the reference"),
+        (values, "a value of the critic"),
+        (kl, "the KL"),
+    ):
+        require_finite(made * mask, name, ids=ids, where="ppo", input_ids=rollout.input_ids, mask=mask)
     everywhere = torch.ones_like(score, dtype=torch.bool)
     whitened = whiten(score, everywhere, moments(score, everywhere), epsilon=1e-8).to(values)
     rewards = token_rewards(whitened, kl, mask, kl_coef=config.kl_coef)
@@ -193,15 +205,16 @@ def own_parts(config, index: Tensor) -> tuple[Tensor, ...]:
 
 
 def update(
-    config, models: Models, optimizers, rollout: Rollout, learn: Learn, order: Tensor, iteration: int
+    job: Job, models: Models, optimizers, rollout: Rollout, learn: Learn, order: Tensor, iteration: int
 ) -> dict[str, float]:
     """One pass over the batch in the given order: one gradient step per mini-batch, for policy and critic."""
     models.policy.train()  # dropout is off; activation checkpointing works in this mode only
     models.critic.train()
     policy_optimizer, critic_optimizer = optimizers
+    config = job.config
     sums: dict[str, float] = {}
     minibatches = order.split(config.minibatch_size)
-    for index in minibatches:
+    for number, index in enumerate(minibatches, start=iteration * len(minibatches) + 1):
         tokens = rollout.completion_mask[index].sum()
         for part in own_parts(config, index):
             stats = backward(config, models, rollout.rows(part), learn, part, tokens)
@@ -213,13 +226,18 @@ def update(
             models.accelerator.clip_grad_norm_(trained(model), config.max_grad_norm)
             for model in (models.policy, models.critic)
         ]
-        if not all(bool(torch.isfinite(norm)) for norm in norms):
-            raise NonFiniteError(f"a gradient is not finite in iteration {iteration}", where="ppo")
+        for model, norm in zip((models.policy, models.critic), norms, strict=True):
+            gradient = "the gradient of the policy" if model is models.policy else "the gradient of the critic"
+            rows = torch.as_tensor(norm).expand(len(index), 1)
+            names, ids = [str(int(i)) for i in index], rollout.input_ids[index]
+            require_finite(rows, gradient, ids=names, step=number, where=job.name, input_ids=ids)
         critic_optimizer.step()
         if iteration >= config.critic_warmup:
             policy_optimizer.step()
         policy_optimizer.zero_grad()
         critic_optimizer.zero_grad()
+        drawn = [int(i) + iteration * config.batch_size for i in index]
+        job.track.ledger("ppo", step=number, epoch=iteration, rows=drawn)
     return together(sums)
 
 
@@ -272,7 +290,13 @@ class Keeper:
         self.prompts = prompts_of(job, job.config.heldout_prompts, label="heldout", side="validation")
         self.best_reward, self.best_weights, self.best_iteration, self.bad = float("-inf"), None, 0, 0
         self.why = f"all {job.config.iterations} iterations"
-        self.check(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a killed run goes on with."""
+        return {name: getattr(self, name) for name in ("best_reward", "best_weights", "best_iteration", "bad")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vars(self).update(state_dict)
 
     def stop(self, iteration: int, *, kl: float) -> bool:
         config = self.job.config

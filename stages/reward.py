@@ -31,7 +31,8 @@ def run(job: Job) -> None:
         write_jsonl(job.out / f"{domain}.test.jsonl", test[domain])
         job.track.say(f"{domain} model: {mixed[domain].counts}")
         model, batching = fit(job, domain, pairs, tokenizer, seed=job.seed_of(domain))
-        save(model, tokenizer, job.out / "checkpoint" / domain)
+        if not job.saves.passed(domain):  # else a killed run had finished this model and left it here
+            save(model, tokenizer, job.out / "checkpoint" / domain)
         batches[domain] = asdict(batching)
         waste, work = f"{batching.padding:.1%} of the tokens were padding", f"{batching.work:.2f} of the work of two"
         job.track.say(f"{domain} model: {batching.layout} a pair ({work}); {waste}")
@@ -61,6 +62,7 @@ def fit(job: Job, domain: str, pairs: list[Pair], tokenizer: Any, *, seed: int) 
         center_coef=config.center_coef,
         seed=seed,
         track=job.track,
+        saves=job.saves,
         what=domain,
     )
     return model, batching
@@ -133,6 +135,7 @@ def encode(job: Job, tokenizer, rows: Sequence[Preference]) -> list[Pair]:
                 margin=margin_of(row.rating, table=config.margin, unrated=unrated, numeric=row.margin),
                 chosen_safe=float("nan") if row.chosen_safe is None else float(row.chosen_safe),
                 rejected_safe=float("nan") if row.rejected_safe is None else float(row.rejected_safe),
+                id=row.id,
             )
         )
     if fit:

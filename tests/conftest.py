@@ -70,3 +70,12 @@ def browser():
         opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="session")
+def saves_of():
+    """saves_of(track): saves that are never due."""
+    from rlhf.preemption import Stop
+    from rlhf.saves import Saves
+
+    return lambda track: Saves(track.folder, key="key", track=track, every=600, stop=Stop(), note=lambda *_, **__: None)

@@ -142,15 +142,15 @@ def die_at_operation(n: int, work) -> bool:
 
 def test_every_file_and_folder_is_synced_before_the_artefact_gets_its_name(tmp_path, monkeypatch):
     order: list[str] = []
-    sync, rename = checkpoint._sync, Path.rename
-    monkeypatch.setattr(checkpoint, "_sync", lambda path: (order.append(f"sync {path.name}"), sync(path)))
+    sync, rename = checkpoint.sync, Path.rename
+    monkeypatch.setattr(checkpoint, "sync", lambda path: (order.append(f"sync {path.name}"), sync(path)))
     monkeypatch.setattr(Path, "rename", lambda self, to: (order.append(f"name {to.name}"), rename(self, to))[1])
     write(tmp_path / "sft")
     named = order.index("name sft")
     before, after = order[:named], order[named + 1 :]
     for name in ("weights", "pool.jsonl", "config.yaml", "checkpoint", ".manifest.json.partial"):
         assert f"sync {name}" in before
-    assert before[-1].startswith("sync .sft.partial-")  # the folder, after its manifest was put in
+    assert before[-1] == "sync .sft.partial"  # the folder, after its manifest was put in
     assert after == [f"sync {tmp_path.name}"]
 
 
@@ -213,7 +213,7 @@ def test_a_full_or_read_only_disk_says_so_and_keeps_the_old_artefact(tmp_path, m
     def refuse(path: Path) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(checkpoint, "_sync", refuse)
+    monkeypatch.setattr(checkpoint, "sync", refuse)
     with pytest.raises(DiskError, match="cannot write") as caught:
         write(tmp_path / "sft", "new")
     assert caught.value.exit_code == 74

@@ -351,13 +351,14 @@ def test_a_login_is_found_in_the_environment_or_a_netrc(tmp_path: Path, monkeypa
 
 
 def test_training_counts_every_token_it_reads_and_no_padding(
-    tmp_path: Path, screen: io.StringIO, policy: Any, reward_model: Any, tokenizer: Any
+    tmp_path: Path, screen: io.StringIO, policy: Any, reward_model: Any, tokenizer: Any, saves_of: Any
 ) -> None:
     from rlhf.data.collate import PackedRow
     from rlhf.schema import AdamW
     from rlhf.trainers import Pair, Schedule, fit_lm, fit_reward
 
     options: dict[str, Any] = {"seed": 0, "what": "sft", "track": tracker(tmp_path, screen)}
+    options["saves"] = saves_of(options["track"])
     assert options["track"].tokens == 0
     # Lengths 1 to 9 make 45 tokens, two epochs 90; batches of 4 are read in twos, and the last holds one row.
     rows = [PackedRow([50] * n, [50] * n, list(range(n))) for n in range(1, 10)]

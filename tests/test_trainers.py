@@ -16,6 +16,8 @@ from rlhf.data.collate import Row, pack
 from rlhf.errors import ConfigError, NonFiniteError
 from rlhf.models import pair_batches
 from rlhf.models.score import score
+from rlhf.preemption import Stop
+from rlhf.saves import Saves
 from rlhf.schema import AdamW
 from rlhf.track import Tracker
 from rlhf.trainers import Pair, Schedule, SimilarLengths, fit_lm, fit_reward, reward_loss, steps_of, warmup_steps
@@ -43,15 +45,21 @@ def schedule(**changes):
     return Schedule(**(flat | changes))
 
 
+def saves_of(track):
+    """Saves that are never due."""
+    return Saves(track.folder, key="key", track=track, every=600, stop=Stop(), note=lambda *_, **__: None)
+
+
 def fit(policy, tokenizer, rows, track, *, micro=None, first_step=0, **changes):
     optimizer = AdamW(microbatch_size=micro)
-    options = {"seed": 0, "track": track, "what": "sft", "first_step": first_step}
+    options = {"seed": 0, "track": track, "saves": saves_of(track), "what": "sft", "first_step": first_step}
     fit_lm(policy, tokenizer, rows, schedule(**changes), optimizer, **options)
 
 
 def fit_pairs(model, tokenizer, pairs, track, *, micro=None, **changes):
     optimizer = AdamW(microbatch_size=micro)
     options = {"safety_loss_coef": 1.0, "center_coef": 0.01, "seed": 0, "track": track, "what": "helpfulness"}
+    options["saves"] = saves_of(track)
     return fit_reward(model, tokenizer, pairs, schedule(**changes), optimizer, **options)
 
 
@@ -183,7 +191,7 @@ def test_microbatches_are_worth_the_batch_they_make(policy, tokenizer, track):
 def test_a_loss_that_is_not_finite_ends_the_training(policy, tokenizer, track):
     with torch.no_grad():
         policy.lm_head.weight[5, 5] = NAN
-    with pytest.raises(NonFiniteError, match="loss is nan at step 1 of sft"):
+    with pytest.raises(NonFiniteError, match="the loss is not finite at step 1 of sft"):
         fit(policy, tokenizer, PACKED, track)
 
 
@@ -327,7 +335,7 @@ def test_microbatches_of_pairs_are_worth_the_batch_they_make(reward_model, token
 def test_a_score_that_is_not_finite_ends_the_training(reward_model, tokenizer, track):
     with torch.no_grad():
         reward_model.score.weight[0, 0] = NAN
-    with pytest.raises(NonFiniteError, match="loss is nan at step 1 of helpfulness"):
+    with pytest.raises(NonFiniteError, match="the loss is not finite at step 1 of helpfulness"):
         fit_pairs(reward_model, tokenizer, [pair(i) for i in range(4)], track)
 
 
@@ -335,7 +343,10 @@ def test_a_score_that_is_not_finite_ends_the_training(reward_model, tokenizer, t
 def test_rows_of_similar_length_share_a_batch_in_random_order(rows, batch_size):
     lengths = [(37 * i * i) % 211 + 1 for i in range(rows)]
     sampler = SimilarLengths(lengths, batch_size=batch_size, seed=3)
-    first, second = list(sampler), list(sampler)
+    first, again = list(sampler), list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert first == again  # the order is of the epoch, not of how often this process has asked
     assert sorted(first) == sorted(second) == list(range(rows)) == list(range(len(sampler)))
     assert list(SimilarLengths(lengths, batch_size=batch_size, seed=3)) == first
     batches = [[lengths[i] for i in first[start : start + batch_size]] for start in range(0, rows, batch_size)]

@@ -20,7 +20,11 @@ COMMANDS = (
         "make every step that is missing or stale, skip the others, and write the report",
         "A step is skipped when its settings, inputs and code are what they were; else the reason is said.",
         ("rlhf run", "rlhf run stage=ppo ppo.kl_coef=0.005", "rlhf run stage=rejection-2 --rerun"),
-        flags={**AGAIN, "--locked": "stop where this machine or the data are not as rlhf.lock of the run says"},
+        flags={
+            **AGAIN,
+            "--strict": "stop at a damaged save instead of going back to the one before",
+            "--locked": "stop where this machine or the data are not as rlhf.lock of the run says",
+        },
         options={"launch": "on several processes: a name in configs/accelerate/ or a file of accelerate's"},
     ),
     Command(
@@ -160,5 +164,18 @@ COMMANDS = (
         "Without a name, all of them.",
         ("rlhf metrics", "rlhf metrics gen/eos_rate"),
         words={"": "", "*": "names of metrics"},
+    ),
+    Command(
+        "audit",
+        "prove from the ledger that every sample was trained on as often as planned",
+        "Exit code 1 if it was not.",
+        ("rlhf audit", "rlhf audit stage=sft"),
+    ),
+    Command(
+        "replay",
+        "run a step again into the number that was not finite",
+        "Goes on from the save in the bundle. Exit code 76 if it is met again, 0 if the step gets past it now.",
+        ("rlhf replay runs/tiny/bundles/ppo",),
+        words={"*": "the folder of a bundle"},
     ),
 )

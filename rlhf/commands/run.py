@@ -26,6 +26,7 @@ def main(request: Request) -> int:
         rerun="--rerun" in request.flags,
         reuse="--reuse" in request.flags,
         locked_to="--locked" in request.flags,
+        strict="--strict" in request.flags,
         origins=loaded.origins,
         arguments=loaded.arguments,
         say=lambda line: print(plain(redact(line)), flush=True),

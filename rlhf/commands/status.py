@@ -42,7 +42,7 @@ def artefact(step: Step, run_dir: Path, stale: bool, reason: str, last: dict[str
         if last.get("event") == "failed":
             return ["failed", last["time"], "", "", last["reason"].splitlines()[0]]
         if last.get("event") == "start":
-            return ["interrupted", last["time"], "", "", "it never finished; `rlhf run` starts it over"]
+            return ["interrupted", last["time"], "", "", "it never finished; `rlhf run` goes on from its last save"]
         return ["missing", "", "", "", reason]
     figures = [manifest["finished_at"], f"{manifest['seconds']:.1f} s", f"{size(manifest) / 1e6:.1f} MB"]
     return ["stale" if stale else "done", *figures, reason]

@@ -27,6 +27,7 @@ class Row:
 
     input_ids: list[int]
     labels: list[int]
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class PackedRow:
     input_ids: list[int]
     labels: list[int]
     position_ids: list[int]
+    documents: tuple[str, ...] = ()
+    """Their names, for the ledger."""
 
     def as_dict(self) -> dict[str, list[int]]:
         """The columns a Trainer's data set has."""
@@ -107,13 +110,13 @@ def _fitted(row: Row, number: int, length: int, too_long: str) -> list[Row]:
         )
     end = length if too_long == "truncate" else len(ids)
     return [
-        Row(ids[start : start + length], labels[start : start + length])
+        Row(ids[start : start + length], labels[start : start + length], row.id)
         for start in range(0, min(len(ids), end), length)
     ]
 
 
 def _joined(documents: Sequence[Row]) -> PackedRow:
-    packed = PackedRow([], [], [])
+    packed = PackedRow([], [], [], tuple(document.id for document in documents))
     for document in documents:
         packed.input_ids.extend(document.input_ids)
         packed.labels.extend([IGNORED, *document.labels[1:]])

@@ -25,9 +25,12 @@ class SimilarLengths(Sampler[int]):
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Called before every pass: the order is of the pass, whichever passes this process has made."""
+        self.epoch = epoch
+
     def __iter__(self) -> Iterator[int]:
         draw = torch.Generator().manual_seed(self.seed + self.epoch)
-        self.epoch += 1
         batches: list[Tensor] = []
         for part in torch.split(torch.randperm(len(self), generator=draw), 50 * self.batch_size):
             longest_first = part[self.lengths[part].argsort(descending=True, stable=True)]

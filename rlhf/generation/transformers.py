@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
+from rlhf.finite import require_finite
 from rlhf.generation.protocol import Completion, Sampling
 
 BLOCK = 256
@@ -91,6 +92,9 @@ def generate(
         rows_per_batch: rows decoded together; memory and speed only.
         advance: told after every batch how many prompts it answered.
 
+    Raises:
+        NonFiniteError: a token was drawn whose log-probability is no finite number.
+
     Returns:
         for every prompt, in the order given, its K completions.
     """
@@ -101,7 +105,8 @@ def generate(
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         uniforms = _uniforms([keys[i] for i in chosen], sampling, seed=seed)
-        rows = _decode(model, [prompts[i] for i in chosen], sampling, uniforms, eos_token_id, pad_token_id)
+        names = [keys[i] for i in chosen]
+        rows = _decode(model, [prompts[i] for i in chosen], names, sampling, uniforms, eos_token_id, pad_token_id)
         for place, i in enumerate(chosen):
             k = sampling.samples_per_prompt
             found[i] = rows[place * k : (place + 1) * k]
@@ -113,6 +118,7 @@ def generate(
 def _decode(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
+    keys: Sequence[str],
     sampling: Sampling,
     uniforms: Tensor,
     eos_token_id: int,
@@ -146,6 +152,8 @@ def _decode(
             past_key_values=cache,
         ).logits[:, -1]
         position = position + 1
+    names = [key for key in keys for _ in range(k)]
+    require_finite(logprobs, "a sampled log-probability", ids=names, tokens=tokens)
     return [
         Completion(tuple(ids[:n]), tuple(lps[:n]), "stop" if end else "length")
         for ids, lps, n, end in zip(tokens.tolist(), logprobs.tolist(), length.tolist(), ended.tolist(), strict=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf.finite import require_finite
 from rlhf.generation.ranks import dealt
 
 
@@ -79,6 +80,9 @@ def score(
 
     Equal rows are scored once; rows of similar length share a batch, so little is spent on padding. Several processes
     share the batches.
+
+    Raises:
+        NonFiniteError: a score is no finite number; rows are named by their place.
     """
     model.eval()
     unique = sorted({tuple(row) for row in rows})
@@ -94,4 +98,9 @@ def score(
     found: dict[tuple[int, ...], float] = {}
     for batch, scores in zip(batches, dealt(batches, work, cost=len), strict=True):
         found.update(zip((unique[i] for i in batch), scores, strict=True))
-    return torch.tensor([found[tuple(row)] for row in rows], dtype=torch.float32)
+    made = torch.tensor([found[tuple(row)] for row in rows], dtype=torch.float32)
+    if not bool(torch.isfinite(made).all()):
+        ids, mask = pad_right(rows, pad_token_id=pad_token_id, device="cpu")
+        names = [str(i) for i in range(len(rows))]
+        require_finite(made, "a score", ids=names, input_ids=ids, attention_mask=mask)
+    return made

@@ -24,7 +24,7 @@ from rlhf.schema.preferences import PreferencesConfig
 from rlhf.schema.rejection import RejectionConfig
 from rlhf.schema.reward import RewardConfig
 from rlhf.schema.scaling import ScalingConfig
-from rlhf.schema.setting import Count, Positive, Section, ours, paper
+from rlhf.schema.setting import Count, Duration, Positive, Section, ours, paper
 from rlhf.schema.sft import SFTConfig
 from rlhf.schema.shared import AdamW, Combine, FineTune, Gate, Source
 
@@ -76,6 +76,9 @@ class Recipe(Section):
         "pause", "on a full disk or quota: wait half an hour for room, or stop", "a run costs more than a wait"
     )
     threads: Positive | None = ours(None, "CPU threads of torch", "all cores")
+    save_every: Duration = ours(
+        "10min", "time between saves: 90s, 10min, 1h; 0s after every step", "so much can be lost"
+    )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     microworld: MicroworldConfig = MicroworldConfig()

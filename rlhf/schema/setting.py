@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,3 +28,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
+Duration = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(s|min|h)$")]
+
+
+def seconds(duration: str) -> float:
+    """A Duration in seconds: `90s`, `10min`, `1.5h`."""
+    number, unit = re.fullmatch(r"([0-9.]+)(s|min|h)", duration).groups()  # type: ignore[union-attr]
+    return float(number) * {"s": 1, "min": 60, "h": 3600}[unit]

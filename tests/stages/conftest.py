@@ -3,13 +3,17 @@
 import copy
 import io
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from rlhf.pipeline import Job
+from rlhf.job import job_of as make_job
+from rlhf.meter import Journal
+from rlhf.preemption import Stop
 from rlhf.schema import Recipe
+from rlhf.steps import Step
 from rlhf.track import Tracker
 
 
@@ -22,7 +26,7 @@ def screen():
 @pytest.fixture
 def job_of(tmp_path, screen):
     """job_of("ppo", reads={"policy": [folder]}, max_kl=3.0): a job of that stage with those settings of its own."""
-    trackers = []
+    trackers, jobs = [], []
 
     def make(stage, *, name=None, round=0, reads=None, model=None, **settings):
         section = {"data": [{"name": "microworld"}], **settings}
@@ -34,9 +38,15 @@ def job_of(tmp_path, screen):
         out.mkdir()
         trackers.append(Tracker(out, run="test", step=name or stage, console=Console(file=screen, width=200)))
         folders = {token: tuple(paths) for token, paths in (reads or {}).items()}
-        return Job(name or stage, round, recipe, getattr(recipe, stage), 7, folders, out, trackers[-1])
+        step = Step(name or stage, stage, round, f"stages.{stage}")
+        journal = Journal(tmp_path / "events.jsonl")
+        job = make_job(step, recipe, tmp_path, out, trackers[-1], "key", journal, Stop())
+        jobs.append(replace(job, seed=7, reads=folders))
+        return jobs[-1]
 
     yield make
+    for job in jobs:
+        job.shards.close()
     for tracker in trackers:
         tracker.close()
 

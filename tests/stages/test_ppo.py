@@ -51,16 +51,17 @@ def collected(job, models, iteration=0):
     return samples, Rollout.of(samples, pad_token_id=models.tokenizer.pad_token_id, device="cpu")
 
 
+NAMES = [f"prompt {i}" for i in range(8)]
 SCORES = torch.tensor([0.5, -1.0, 2.0, 0.0, 3.5, -0.5, 1.0, -2.0])
 
 
 def updated(job, models, *, iteration=0, optimizers=None, seed=0):
     """One iteration from its rollout on, and what it reported."""
     samples, rollout = collected(job, models, iteration)
-    learn = ppo.advantages_of(job.config, models, rollout, SCORES)
+    learn = ppo.advantages_of(job.config, models, rollout, SCORES, ids=NAMES)
     order = torch.randperm(len(rollout), generator=torch.Generator().manual_seed(seed))
     optimizers = optimizers or ppo.make_optimizers(models, job.config)
-    return samples, ppo.update(job.config, models, optimizers, rollout, learn, order, iteration)
+    return samples, ppo.update(job, models, optimizers, rollout, learn, order, iteration)
 
 
 def weights(model):
@@ -122,7 +123,7 @@ def test_a_score_that_is_not_finite_ends_the_stage(job, models):
     samples, _ = collected(job, models)
     with torch.no_grad():
         models.rewards.safety.score.weight[0, 0] = float("inf")
-    with pytest.raises(NonFiniteError, match="a score that is not finite"):
+    with pytest.raises(NonFiniteError, match="a score is not finite"):
         ppo.combined_score(job, models, samples)
 
 
@@ -149,7 +150,7 @@ def test_returns_by_hand(job_of, strayed, gamma):
     """
     job = job_of("ppo", **SMALL, gamma=gamma, gae_lambda=1.0, kl_coef=0.3, temperature=1.4)
     samples, rollout = collected(job, strayed)
-    learn = ppo.advantages_of(job.config, strayed, rollout, SCORES)
+    learn = ppo.advantages_of(job.config, strayed, rollout, SCORES, ids=NAMES)
     totals = []
     for i, (s, worth) in enumerate(zip(samples, whitened_by_hand(SCORES.tolist()), strict=True)):
         now, before = (logprobs_alone(m, s, temperature=1.4) for m in (strayed.policy, strayed.reference))
@@ -166,7 +167,7 @@ def test_returns_by_hand(job_of, strayed, gamma):
 def test_advantages_are_whitened_returns_less_values(job_of, strayed):
     job = job_of("ppo", **SMALL, gamma=1.0, gae_lambda=1.0)
     samples, rollout = collected(job, strayed)
-    learn = ppo.advantages_of(job.config, strayed, rollout, SCORES)
+    learn = ppo.advantages_of(job.config, strayed, rollout, SCORES, ids=NAMES)
     raw = []
     with torch.no_grad():
         for i, s in enumerate(samples):
@@ -180,7 +181,7 @@ def test_advantages_are_whitened_returns_less_values(job_of, strayed):
 
 def test_before_the_first_update_there_is_no_kl_and_the_sampler_agrees(job, models):
     _, rollout = collected(job, models)
-    learn = ppo.advantages_of(job.config, models, rollout, SCORES)
+    learn = ppo.advantages_of(job.config, models, rollout, SCORES, ids=NAMES)
     assert learn.stats["objective/kl"] == 0.0
     assert learn.stats["val/logprob_drift"] < 1e-4
 
@@ -188,7 +189,7 @@ def test_before_the_first_update_there_is_no_kl_and_the_sampler_agrees(job, mode
 def test_the_size_of_scores_changes_nothing(job, strayed):
     """Whitening: a reward model with a wider spread would outweigh the KL penalty."""
     _, rollout = collected(job, strayed)
-    plain, scaled = (ppo.advantages_of(job.config, strayed, rollout, s) for s in (SCORES, 10 * SCORES + 3))
+    plain, scaled = (ppo.advantages_of(job.config, strayed, rollout, s, ids=NAMES) for s in (SCORES, 10 * SCORES + 3))
     torch.testing.assert_close(plain.returns, scaled.returns)
 
 
@@ -251,8 +252,8 @@ def test_only_policy_and_critic_learn(job, models):
 
 def test_good_tokens_become_likelier(job, models):
     _, rollout = collected(job, models)
-    learn = ppo.advantages_of(job.config, models, rollout, SCORES)
-    ppo.update(job.config, models, ppo.make_optimizers(models, job.config), rollout, learn, torch.arange(8), 0)
+    learn = ppo.advantages_of(job.config, models, rollout, SCORES, ids=NAMES)
+    ppo.update(job, models, ppo.make_optimizers(models, job.config), rollout, learn, torch.arange(8), 0)
     with torch.no_grad():
         gained = completion_logprobs(models.policy, rollout, temperature=1.0) - learn.old_logprobs
     assert (gained * learn.advantages)[rollout.completion_mask].mean() > 0.01
@@ -276,9 +277,8 @@ def test_training_that_came_before_leaves_nothing_behind(job, models, tokenizer,
     updated(job, fresh)
     rows = [PackedRow([9, 10, 1], [9, 10, 1], [0, 1, 2])] * 6
     plan = Schedule(1e-3, 1.0, batch_size=4, warmup_steps=0)
-    fit_lm(
-        copy.deepcopy(models.policy), tokenizer, rows, plan, AdamW(microbatch_size=1), seed=0, track=job.track, what="x"
-    )
+    told = {"seed": 0, "track": job.track, "saves": job.saves, "what": "x"}
+    fit_lm(copy.deepcopy(models.policy), tokenizer, rows, plan, AdamW(microbatch_size=1), **told)
     steps.clear()
     after = replace(models, accelerator=type(models.accelerator)())
     updated(job, after)
@@ -317,7 +317,7 @@ def test_a_gradient_that_is_not_finite_ends_the_stage(job, models):
     with torch.no_grad():
         models.critic.score.weight[0, 0] = float("nan")
     before = weights(models.policy)
-    with pytest.raises(NonFiniteError, match="a gradient is not finite in iteration 0"):
+    with pytest.raises(NonFiniteError, match="a value of the critic is not finite"):
         updated(job, models)
     assert distance(models.policy, before) == 0
 
@@ -334,7 +334,9 @@ def keep(job_of, models, monkeypatch):
         monkeypatch.setattr(
             ppo, "combined_score", lambda job, models, samples: (torch.full((len(samples),), next(script)), {})
         )
-        return ppo.Keeper(job_of("ppo", **(SMALL | {"iterations": 50, "max_kl": 1e9} | settings)), models)
+        keeper = ppo.Keeper(job_of("ppo", **(SMALL | {"iterations": 50, "max_kl": 1e9} | settings)), models)
+        keeper.check(0)
+        return keeper
 
     return make
 
