@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.cli import parse
+from rlhf.cli import main, parse
 from rlhf.commands import COMMANDS
 from rlhf.errors import RlhfError
 from rlhf.origins import known_settings
@@ -62,6 +62,17 @@ def test_every_command_of_the_readme_is_accepted():
             request.load()
         except RlhfError as error:
             raise AssertionError(f"{line.strip()}: {error}") from None
+
+
+def test_the_light_commands_of_the_readme_do_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RLHF_RUNS", raising=False)
+    lines = [line.partition("#")[0] for line in text("README.md").splitlines() if line.startswith("    rlhf ")]
+    commands = [shlex.split(line)[1:] for line in lines]
+    light = [words for words in commands if words[0] in ("plan", "show", "status", "metrics", "diff")]
+    assert len(light) >= 6
+    assert [words for words in light if main(words) != 0] == [], capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_choice_of_ours_stands_in_paper_md():
