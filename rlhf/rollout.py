@@ -180,25 +180,43 @@ class Rollout:
             self.old_logprobs[index, :length],
         )
 
+    def spread(self, values: Tensor) -> Tensor:
+        """[N] one value for every completion token that exists, row by row -> [B, T], 0 elsewhere."""
+        mask = self.completion_mask
+        return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
     def places(self) -> Tensor:
         """[B, T] for every completion token the index in S of the token before it, whose output predicts it."""
         steps = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return (self.start[:, None] - 1 + steps).clamp(max=self.input_ids.shape[1] - 1)
 
 
+def padding_share(rollout: Rollout, parts: Sequence[Tensor]) -> float:
+    """How much of what a model computes is padding, when these rows are forwarded together."""
+    lengths = rollout.attention_mask.sum(-1)
+    computed = sum(len(index) * int(lengths[index].max()) for index in parts)
+    return 1 - sum(int(lengths[index].sum()) for index in parts) / computed if computed else 0.0
+
+
 def completion_logits(policy: PreTrainedModel, rollout: Rollout) -> Tensor:
-    """[B, T, V] logits of the completion tokens; the head is applied to those positions only."""
+    """[N, V] logits of the completion tokens that exist, row by row; the head is applied to nothing else."""
     hidden = policy.base_model(
         input_ids=rollout.input_ids, attention_mask=rollout.attention_mask, use_cache=False
     ).last_hidden_state
-    places = rollout.places()[:, :, None].expand(-1, -1, hidden.shape[-1])
-    logits: Tensor = policy.get_output_embeddings()(hidden.gather(1, places))
+    rows, steps = rollout.completion_mask.nonzero(as_tuple=True)
+    logits: Tensor = policy.get_output_embeddings()(hidden[rows, rollout.start[rows] - 1 + steps])
     return logits
 
 
 def completion_logprobs(policy: PreTrainedModel, rollout: Rollout, *, temperature: float) -> Tensor:
     """[B, T] log-probabilities (nats) of the completion tokens, at the temperature they were sampled at."""
-    return chosen_logprobs(completion_logits(policy, rollout), rollout.tokens, temperature=temperature)
+    return logprobs_of(completion_logits(policy, rollout), rollout, temperature=temperature)
+
+
+def logprobs_of(logits: Tensor, rollout: Rollout, *, temperature: float) -> Tensor:
+    """[B, T] log-probabilities (nats) of the completion tokens, from their logits [N, V]; 0 outside."""
+    chosen = rollout.tokens[rollout.completion_mask]
+    return rollout.spread(chosen_logprobs(logits[None], chosen[None], temperature=temperature)[0])
 
 
 def completion_values(critic: PreTrainedModel, rollout: Rollout) -> Tensor:
@@ -216,6 +234,7 @@ def mean_kl(
     total = 0.0
     for index in torch.split(torch.arange(len(rollout)), 64):
         part = rollout.rows(index)
-        kl = exact_kl(completion_logits(policy, part), completion_logits(reference, part), part.completion_mask)
+        ours, theirs = completion_logits(policy, part)[None], completion_logits(reference, part)[None]
+        kl = exact_kl(ours, theirs, torch.ones(ours.shape[:2], dtype=torch.bool, device=ours.device))
         total += kl.sum().item()
     return total / len(rollout)

@@ -13,16 +13,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf import team
 from rlhf.data import feed
 from rlhf.data.types import Prompt
+from rlhf.early_stopping import EarlyStopping
 from rlhf.evaluation.gold import gold_of
 from rlhf.finite import require_finite
 from rlhf.functional.gae import gae
 from rlhf.functional.kl import kl_estimate, token_rewards
-from rlhf.functional.logprobs import chosen_logprobs, entropy
+from rlhf.functional.logprobs import entropy
 from rlhf.functional.ppo import explained_variance, policy_loss, value_loss
 from rlhf.functional.whiten import moments, whiten
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import InProcess
+from rlhf.health import Watch, length_slope
 from rlhf.models.adapters import StartOf, learnt, trained
+from rlhf.models.combiner import Combiner
 from rlhf.models.gate import check_gate
 from rlhf.models.load import freeze, load_policy, load_reward_model, load_tokenizer, save, without_dropout
 from rlhf.models.reward_models import RewardModels
@@ -33,13 +36,15 @@ from rlhf.rollout import (
     completion_logits,
     completion_logprobs,
     completion_values,
+    logprobs_of,
     mean_kl,
+    padding_share,
     sample_together,
 )
 
 STATISTICS = (
     *("loss/policy_avg", "loss/value_avg", "policy/clipfrac_avg", "policy/approxkl_avg", "val/ratio"),
-    "objective/entropy",
+    *("objective/entropy", "val/ratio_first"),
 )
 
 
@@ -52,6 +57,7 @@ class Models:
     reference: PreTrainedModel | StartOf
     rewards: RewardModels
     tokenizer: PreTrainedTokenizerBase
+    combine: Combiner = field(default_factory=Combiner)
     accelerator: Accelerator = field(default_factory=Accelerator)
 
 
@@ -64,7 +70,8 @@ def run(job: Job) -> None:
     keeper = Keeper(job, models)
     prompts = prompts_of(job, config.iterations * config.batch_size, label="rollouts", side="train")
     track.ledger_of("ppo", [p.id for p in prompts], draws=config.batch_size, epochs=config.iterations)
-    state = {"policy": models.policy, "critic": models.critic, "keeper": keeper}
+    state = {"policy": models.policy, "critic": models.critic, "combine": models.combine}
+    state |= {"keeper": keeper, "watch": keeper.watch}
     state |= {"policy_optimizer": optimizers[0], "critic_optimizer": optimizers[1]}
     with track.progress(config.iterations, "ppo") as bar:
         for iteration in job.saves.range(config.iterations, skipped=bar.advance, **state):
@@ -78,7 +85,8 @@ def run(job: Job) -> None:
                 len(rollout), generator=torch.Generator().manual_seed(job.seed_of(f"minibatches {iteration}"))
             )
             stats |= learn.stats | update(job, models, optimizers, rollout, learn, order, iteration)
-            track.log(stats, step=iteration)
+            stats |= models.combine.follow(stats["reward/safety"])
+            track.log(stats | keeper.watch.look(stats), step=iteration)
             bar.advance(1, reward=stats["reward/combined"], kl=stats["objective/kl"])
             if keeper.stop(iteration + 1, kl=stats["objective/kl"]):
                 break
@@ -94,7 +102,7 @@ def load_models(job: Job) -> Models:
     reference = StartOf(policy) if model.lora.rank else freeze(copy.deepcopy(policy))
     tokenizer = load_tokenizer(start)
     rewards = RewardModels.load(job.one("reward"), model, reads=tokenizer)
-    return Models(policy, critic, reference, rewards, tokenizer)
+    return Models(policy, critic, reference, rewards, tokenizer, Combiner.of(job.config))
 
 
 def make_optimizers(models: Models, config) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
@@ -138,15 +146,18 @@ def combined_score(job: Job, models: Models, samples: list[Sample]) -> tuple[Ten
     rows, tags = [s.row for s in samples], [s.prompt.is_safety for s in samples]
     scores = models.rewards(rows, tags, safety_threshold=config.safety_threshold)
     finished = torch.tensor([s.finished for s in samples])
-    combined = scores.combined
+    combined = models.combine(scores)
     if config.missing_eos_score is not None:
         combined = combined.where(finished, torch.full_like(combined, config.missing_eos_score))
+    lengths = [len(s.completion.token_ids) for s in samples]
     return combined, {
         "reward/helpfulness": scores.helpfulness.mean().item(),
         "reward/safety": scores.safety.mean().item(),
         "reward/combined": combined.mean().item(),
+        "reward/std": combined.std(correction=0).item(),
+        "reward/length_slope": length_slope(lengths, combined.tolist()),
         "gen/eos_rate": finished.float().mean().item(),
-        "gen/length": sum(len(s.completion.token_ids) for s in samples) / len(samples),
+        "gen/length": sum(lengths) / len(lengths),
     }
 
 
@@ -168,10 +179,15 @@ def advantages_of(config, models: Models, rollout: Rollout, score: Tensor, *, id
     models.policy.eval()
     models.critic.eval()
     found = torch.zeros(3, *mask.shape, device=mask.device)
-    for index in own_parts(config, torch.arange(len(rollout))):
+    parts, drift = own_parts(config, rollout, torch.arange(len(rollout))), float("inf")
+    for index in parts:
         part = rollout.rows(index)
         width = part.tokens.shape[1]
-        found[0, index, :width] = completion_logprobs(models.policy, part, temperature=config.temperature)
+        sampled = part.old_logprobs
+        if not drift <= config.max_logprob_drift:  # not known yet, or too much
+            sampled = completion_logprobs(models.policy, part, temperature=config.temperature)
+            drift = (sampled - part.old_logprobs * part.completion_mask).abs().max().item()
+        found[0, index, :width] = sampled
         found[1, index, :width] = completion_logprobs(models.reference, part, temperature=config.temperature)
         found[2, index, :width] = completion_values(models.critic, part)
     logprobs, reference, values = team.summed(found)  # a row is one process's and zero elsewhere
@@ -187,21 +203,26 @@ def advantages_of(config, models: Models, rollout: Rollout, score: Tensor, *, id
     whitened = whiten(score, everywhere, moments(score, everywhere), epsilon=1e-8).to(values)
     rewards = token_rewards(whitened, kl, mask, kl_coef=config.kl_coef)
     advantages, returns = gae(rewards, values * mask, mask, gamma=config.gamma, gae_lambda=config.gae_lambda)
-    drift = ((logprobs - rollout.old_logprobs) * mask).abs().max()
+    drift = ((logprobs - rollout.old_logprobs) * mask).abs().max().item()
     stats = {
         "objective/kl": (kl.sum() / len(kl)).item(),
         "value/explained_variance": explained_variance(values, returns, mask).item(),
         "objective/return": (returns * mask).sum().item() / mask.sum().item(),
-        "val/logprob_drift": drift.item(),
+        "val/logprob_drift": drift,
+        "val/padding": padding_share(rollout, parts),
     }
     whitened_advantages = whiten(advantages, mask, moments(advantages, mask), epsilon=1e-8)
     return Learn(logprobs, values * mask, whitened_advantages, returns, stats)
 
 
-def own_parts(config, index: Tensor) -> tuple[Tensor, ...]:
-    """The micro-batches of these rows that this process does; other processes do the others."""
+def own_parts(config, rollout: Rollout, index: Tensor) -> tuple[Tensor, ...]:
+    """The micro-batches of these rows that this process does; other processes do the others.
+
+    Rows of similar length go together, which leaves little to pad, the longest first: they need most memory.
+    """
     rows = config.microbatch_size or max(1, config.minibatch_size // team.size())
-    return index.split(rows)[team.rank() :: team.size()]
+    by_length = rollout.attention_mask[index].sum(-1).argsort(descending=True, stable=True)
+    return index[by_length.to(index.device)].split(rows)[team.rank() :: team.size()]
 
 
 def update(
@@ -216,10 +237,12 @@ def update(
     minibatches = order.split(config.minibatch_size)
     for number, index in enumerate(minibatches, start=iteration * len(minibatches) + 1):
         tokens = rollout.completion_mask[index].sum()
-        for part in own_parts(config, index):
+        for part in own_parts(config, rollout, index):
             stats = backward(config, models, rollout.rows(part), learn, part, tokens)
             for name, value in stats.items():
                 sums[name] = sums.get(name, 0.0) + value / len(minibatches)
+            if index is minibatches[0]:
+                sums["val/ratio_first"] = sums.get("val/ratio_first", 0.0) + stats["val/ratio"]
         for parameter in trained(models.policy) + trained(models.critic):
             parameter.grad = team.summed(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
         norms = [
@@ -260,7 +283,7 @@ def backward(config, models: Models, part: Rollout, learn: Learn, index: Tensor,
     )
     mask = part.completion_mask
     logits = completion_logits(models.policy, part)
-    logprobs = chosen_logprobs(logits, part.tokens, temperature=config.temperature)
+    logprobs = logprobs_of(logits, part, temperature=config.temperature)
     loss, stats = policy_loss(
         logprobs, old_logprobs, advantages, mask, clip_range=config.clip_range, denominator=tokens
     )
@@ -271,7 +294,7 @@ def backward(config, models: Models, part: Rollout, learn: Learn, index: Tensor,
     )
     models.accelerator.backward(critic_loss)
     with torch.no_grad():
-        mean_entropy = (entropy(logits / config.temperature) * mask).sum() / tokens
+        mean_entropy = entropy(logits.detach()[None] / config.temperature).sum() / tokens
     return {
         "loss/policy_avg": loss.item(),
         "loss/value_avg": critic_loss.item(),
@@ -282,32 +305,16 @@ def backward(config, models: Models, part: Rollout, learn: Learn, index: Tensor,
     }
 
 
-class Keeper:
-    """Early stopping on held-out prompts (3.2.3): keeps the best policy, and says when to stop."""
+class Keeper(EarlyStopping):
+    """Early stopping with this job's models and held-out prompts."""
 
     def __init__(self, job: Job, models: Models) -> None:
-        self.job, self.models = job, models
+        super().__init__(job.config)
+        self.job, self.models, self.watch = job, models, Watch(job.track.say)
         self.prompts = prompts_of(job, job.config.heldout_prompts, label="heldout", side="validation")
-        self.best_reward, self.best_weights, self.best_iteration, self.bad = float("-inf"), None, 0, 0
-        self.why = f"all {job.config.iterations} iterations"
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a killed run goes on with."""
-        return {name: getattr(self, name) for name in ("best_reward", "best_weights", "best_iteration", "bad")}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update(state_dict)
-
-    def stop(self, iteration: int, *, kl: float) -> bool:
-        config = self.job.config
-        if not kl <= config.max_kl:  # a KL that is not a number stops it, too
-            self.why = f"KL of {kl:.1f} nats an answer is above ppo.max_kl ({config.max_kl:g})"
-            return True
-        if iteration % config.heldout_every == 0 or iteration == config.iterations:
-            self.check(iteration)
-        if self.bad >= config.patience:
-            self.why = f"no better held-out reward in {config.patience} checks"
-        return self.bad >= config.patience
+    def weights(self) -> dict[str, Any]:
+        return learnt(self.models.policy)
 
     def check(self, iteration: int) -> None:
         """Mean combined reward on held-out prompts, and the gold judge beside it where there is one."""
@@ -321,14 +328,10 @@ class Keeper:
         values = {"heldout/reward_combined": score.mean().item(), "heldout/kl": kl} | {
             f"heldout/{key}": value for key, value in gold_of(samples).items()
         }
-        self.job.track.log(values, step=iteration)
+        self.job.track.log(values | self.watch.look(values), step=iteration)
         for s in samples[:8]:
             self.job.track.sample({"iteration": iteration, "prompt": s.prompt.turns[-1].content, "text": s.text})
-        if values["heldout/reward_combined"] > self.best_reward and kl <= config.max_kl:
-            self.best_reward, self.best_iteration, self.bad = values["heldout/reward_combined"], iteration, 0
-            self.best_weights = learnt(models.policy)
-        else:
-            self.bad += 1
+        self.judge(iteration, reward=values["heldout/reward_combined"], kl=kl)
 
     def save(self) -> None:
         self.models.policy.load_state_dict(self.best_weights, strict=False)  # what is frozen is what it was

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf.checkpoint import open_artefact
 from rlhf.cli import main
-from rlhf.health import RULES, examine
+from rlhf.health import RULES, Watch, examine, length_slope
 
 WELL = {
     "gen/eos_rate": [0.6, 0.9, 0.99],
@@ -16,6 +16,9 @@ WELL = {
     "value/explained_variance": [-0.5, *[0.3] * 24],
     "objective/entropy": [1.0] * 25,
     "gen/length": [14.0] * 25,
+    "val/ratio_first": [1.0, 1.0001],
+    "reward/length_slope": [0.9, *[0.3] * 10],
+    "reward/std": [0.0, 1.3],
     "sft/loss": [3.0, *[0.5] * 24],
 }
 SICK = {
@@ -26,6 +29,9 @@ SICK = {
     "value/explained_variance": [0.3, *[-0.5] * 24],
     "objective/entropy": [1.0] * 15 + [0.01] * 10,
     "gen/length": [14.0] * 15 + [90.0] * 10,
+    "val/ratio_first": [1.0, 0.9],
+    "reward/length_slope": [0.3] * 5 + [0.9] * 10,
+    "reward/std": [1.3, 0.0],
     "sft/loss": [3.0] + [0.5] * 15 + [2.0] * 9,
 }
 
@@ -49,7 +55,51 @@ def test_a_sick_course_is_named_with_its_cure(name):
 def test_a_kl_that_has_run_away_is_not_taken_for_one_below_zero():
     [finding] = examine(rows("objective/kl", [0.0, 80.0]))
     assert "80 nats" in finding.sign
-    assert {rule.metric.lstrip("/") for rule in RULES} == {name.removeprefix("sft/") for name in SICK}
+    tested = {name.removeprefix("sft/") for name in SICK} | {"heldout/gold_quality"}
+    assert {rule.metric.lstrip("/") for rule in RULES} == tested
+    assert len({rule.name for rule in RULES}) == len(RULES)
+
+
+@pytest.mark.parametrize(
+    ("gold", "reward", "alarms"),
+    [
+        ([0.5, 0.7, 0.6], [1.0, 2.0, 3.0], ["judge_disagrees"]),
+        ([0.5, 0.7, 0.6], [1.0, 2.0, 1.5], []),  # both fell: bad luck or instability, but nobody was fooled
+        ([0.5, 0.7, 0.68], [1.0, 2.0, 3.0], []),  # noise
+        ([0.5, 0.6, 0.7], [1.0, 2.0, 3.0], []),
+    ],
+)
+def test_a_judge_who_disagrees_with_the_reward(gold, reward, alarms):
+    course = [{"heldout/gold_quality": g, "heldout/reward_combined": r} for g, r in zip(gold, reward, strict=True)]
+    # Rows of training, which have neither, and a judge without a reward beside are passed over.
+    course = [{"gen/length": 3.0}, *course, {"gen/length": 3.0}]
+    assert [finding.name for finding in examine(course)] == alarms
+
+
+def test_an_alarm_is_said_once_and_logged_while_it_lasts():
+    said = []
+    watch = Watch(said.append)
+    rates = [0.9, 0.2, 0.3, 0.8]
+    assert [watch.look({"gen/eos_rate": rate}) for rate in rates] == [
+        {"health/alarms": 0.0},
+        {"health/alarms": 1.0, "health/endless": 1.0},
+        {"health/alarms": 1.0, "health/endless": 1.0},
+        {"health/alarms": 0.0},
+    ]
+    [line] = said
+    assert line.startswith("health/endless: only 20% of the answers end by themselves; ")
+    again = Watch(said.append)
+    again.load_state_dict(json.loads(json.dumps(watch.state_dict())))
+    assert again.look({"gen/eos_rate": 0.1})["health/endless"] == 1.0
+    assert said == [line]
+
+
+def test_the_slope_of_reward_over_length_by_hand():
+    # lengths 1, 2, 3 deviate by -1, 0, 1 and scores 0, 3, 3 by -2, 1, 1: 3 / sqrt(2 * 6) = 0.866025
+    assert length_slope([1, 2, 3], [0.0, 3.0, 3.0]) == pytest.approx(0.866025, abs=1e-6)
+    assert length_slope([5, 5, 5], [0.0, 1.0, 2.0]) == length_slope([1, 2, 3], [1.0, 1.0, 1.0]) == 0.0
+    with pytest.raises(ValueError, match="as many scores as lengths"):
+        length_slope([1], [1.0])
 
 
 @pytest.fixture

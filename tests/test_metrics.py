@@ -11,8 +11,9 @@ from rlhf.metrics import METRICS, meaning_of
 from rlhf.reporting.figures import PPO_CHARTS
 
 ROOT = Path(__file__).resolve().parents[1]
-GROUPS = {"reward", "heldout", "objective", "policy", "val", "value", "loss", "gen", "pool"}
-LOGGED = [*(ROOT / "stages").glob("*.py"), ROOT / "rlhf" / "trainers.py", ROOT / "rlhf" / "rollout.py"]
+GROUPS = {"health", "reward", "heldout", "objective", "policy", "val", "value", "loss", "gen", "pool"}
+LIBRARY = ("trainers.py", "rollout.py", "health.py", "models/combiner.py")
+LOGGED = [*(ROOT / "stages").glob("*.py"), *(ROOT / "rlhf" / name for name in LIBRARY)]
 
 
 def written() -> set[str]:

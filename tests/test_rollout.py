@@ -20,6 +20,7 @@ from rlhf.rollout import (
     completion_logprobs,
     completion_values,
     mean_kl,
+    padding_share,
     sample,
     sampler,
 )
@@ -151,12 +152,13 @@ def test_logprobs_are_those_of_each_row_alone(policy, samples, rollout):
     logprobs = completion_logprobs(policy, rollout, temperature=TEMPERATURE)
     logits = completion_logits(policy, rollout)
     assert logprobs.shape == rollout.tokens.shape
-    assert logits.shape == (*rollout.tokens.shape, 300)
+    logits = logits.split(rollout.completion_mask.sum(-1).tolist())  # nothing is computed for padding
     for i, answer in enumerate(samples):
         wanted, tokens = alone(policy, answer), torch.tensor(answer.completion.token_ids)
-        torch.testing.assert_close((logits[i] / TEMPERATURE).log_softmax(-1)[: len(tokens)], wanted, atol=1e-4, rtol=0)
+        torch.testing.assert_close((logits[i] / TEMPERATURE).log_softmax(-1), wanted, atol=1e-4, rtol=0)
         chosen = wanted.gather(1, tokens[:, None])[:, 0]
         torch.testing.assert_close(logprobs[i, : len(tokens)], chosen, atol=1e-4, rtol=0)
+        assert logprobs[i, len(tokens) :].eq(0).all()
 
 
 @torch.no_grad()
@@ -202,6 +204,14 @@ def test_the_kl_to_another_model_is_summed_over_each_answer_and_averaged_over_an
     assert found != pytest.approx(mean_kl(other, policy, samples, pad_token_id=2), rel=1e-3)  # it has a direction
     # More answers than are read at a time.
     assert mean_kl(policy, other, samples * 11, pad_token_id=2) == pytest.approx(found, rel=1e-5)
+
+
+def test_the_share_of_padding_by_hand(rollout):
+    lengths = rollout.attention_mask.sum(-1).tolist()
+    parts = [torch.tensor([0, 1]), torch.tensor([2])]
+    computed = 2 * max(lengths[:2]) + lengths[2]
+    assert padding_share(rollout, parts) == pytest.approx(1 - sum(lengths[:3]) / computed)
+    assert padding_share(rollout, [torch.tensor([i]) for i in range(len(rollout))]) == 0.0
 
 
 def test_a_gradient_reaches_policy_and_critic(policy, reward_model, rollout):

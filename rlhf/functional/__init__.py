@@ -3,6 +3,7 @@
 * margin       what a rating is worth, and the ranking loss of a reward model     (paper 3.2.2, equations 1 and 2)
 * safety_loss  the auxiliary loss that teaches a score which side of 0.5 is safe  (3.2.2, A.3.3)
 * piecewise    which of the two reward models speaks for a completion             (3.2.3)
+* combine      other ways to make one score of two, to compare with                (ours)
 * best_of      the best of K samples, and what K samples are worth                (3.2.3, Figures 7 and 8)
 * logprobs     what a model thinks of the tokens that were chosen                 (3.2.3)
 * kl           the penalty for leaving the reference, and rewards per token       (3.2.3, equation 4)
@@ -12,6 +13,7 @@
 """
 
 from rlhf.functional.best_of import best_of, expected_at_max, expected_max, expected_median
+from rlhf.functional.combine import lagrangian_score, next_multiplier, weighted_score
 from rlhf.functional.gae import gae
 from rlhf.functional.kl import exact_kl, kl_estimate, last_token, token_rewards
 from rlhf.functional.logprobs import chosen_logprobs, chosen_logprobs_from_hidden, entropy
@@ -36,11 +38,13 @@ __all__ = [
     "explained_variance",
     "gae",
     "kl_estimate",
+    "lagrangian_score",
     "last_token",
     "logit",
     "margin_of",
     "merge_moments",
     "moments",
+    "next_multiplier",
     "piecewise_score",
     "policy_loss",
     "ranking_loss",
@@ -48,5 +52,6 @@ __all__ = [
     "token_rewards",
     "unit_variance",
     "value_loss",
+    "weighted_score",
     "whiten",
 ]

@@ -19,6 +19,14 @@ class PPOConfig(AdamW, Combine, Gate):
     minibatch_size: Positive = paper(64, "3.2.3", "rows per gradient step, over all devices")
     learning_rate: Rate = paper(1e-6, "3.2.3", "constant")
     clip_range: Rate = paper(0.2, "3.2.3", "PPO ratio clip")
+    combine: Literal["piecewise", "weighted", "helpfulness", "safety", "lagrangian"] = ours(
+        "piecewise", "how two scores become one", "the paper's way; the others are there to compare it with"
+    )
+    safety_weight: Share = ours(0.5, "combine=weighted: the safety model's share", "neither speaks louder")
+    multiplier: Rate = ours(1.0, "combine=lagrangian: first price of a unit of cost", "Safe RLHF's")
+    multiplier_rate: Rate = ours(0.1, "combine=lagrangian: how fast the price follows the mean cost", "Safe RLHF's")
+    largest_multiplier: Rate = ours(5.0, "combine=lagrangian: the price goes no higher", "Safe RLHF's")
+    cost_limit: float = ours(0.0, "combine=lagrangian: mean cost allowed, minus the safety logit", "Safe RLHF's")
     kl_coef: float = paper(0.01, "3.2.3", "beta in eq. 4: 0.01 for 7B and 13B, 0.005 for 34B and 70B", ge=0)
     kl_estimator: Literal["k1", "k2", "k3"] = ours("k1", "per-token KL estimate in the reward", "unbiased")
     gamma: Share = ours(1.0, "discount per token", "episodes are short")
@@ -28,6 +36,11 @@ class PPOConfig(AdamW, Combine, Gate):
     critic_warmup: Count = ours(0, "iterations in which only the critic learns", "0 unless its head is new and fast")
     temperature: Rate = ours(1.0, "of the rollouts", "so that sampling and training see one distribution")
     max_new_tokens: Positive = ours(512, "longest answer in tokens")
+    max_logprob_drift: Rate = ours(
+        1e-4,
+        "nats: where one recomputed micro-batch agrees this well with sampling, sampling's log-probabilities are used",
+        "one forward of the policy in two is saved, and rounding is all that differs",
+    )
     missing_eos_score: float | None = ours(None, "score of an answer that never ended", "none: what the models say")
     heldout_prompts: Positive = ours(256, "prompts of the early-stopping check (3.2.3)")
     heldout_every: Positive = ours(20, "iterations between checks")
