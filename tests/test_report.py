@@ -633,3 +633,14 @@ def test_two_runs_side_by_side_say_where_they_differ(browser: Any, tmp_path: Pat
     assert re.search(r"seed\s+0\s+1", text)
     assert not re.search(r"rounds\s+2", text)
     tab.close()
+
+
+def test_alarms_stand_in_the_report_with_what_helps():
+    from rlhf.reporting.table import health_sheet
+
+    metrics = {"sft": [{"step": 0, "sft/loss": 1.0}], "ppo": [{"step": 0, "gen/eos_rate": 0.2}]}
+    sheet = health_sheet(metrics)
+    assert sheet is not None
+    [row] = sheet.rows
+    assert row[:2] == ("ppo: gen/eos_rate", "only 20% of the answers end by themselves")
+    assert health_sheet({"sft": metrics["sft"]}) is None

@@ -59,6 +59,7 @@ def draw(
         policies=table.policy_sheet(report),
         steps=timeline(report["stages"]),
         done=table.steps_done(report),
+        health=table.health_sheet(metrics),
         rewards=table.reward_sheet(report),
         gate=table.gate_sheet(report),
         accuracy_charts=figures.accuracy_charts(report),

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf.evaluation.intervals import wilson
+from rlhf.health import examine
 from rlhf.reporting.text import duration, percent, plain, two_places
 
 ABSENT = "–"
@@ -195,6 +196,13 @@ def claims_by_verdict(report: Report) -> list[tuple[str, list[str]]]:
     verdicts = (("hold", True), ("do not hold", False), ("cannot be tested here", "untestable"))
     found = [(words, [name for name, c in claims.items() if c.get("holds") == value]) for words, value in verdicts]
     return [(words, names) for words, names in found if names]
+
+
+def health_sheet(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Sheet | None:
+    """What the rules of health find in the metrics of finished steps, with the cure."""
+    found = [(step, finding) for step, rows in metrics.items() for finding in examine(rows)]
+    rows = tuple((f"{step}: {f.metric}", f.sign, f.cure) for step, f in found)
+    return Sheet("Health", ("metric", "sign", "what helps"), rows, "at the end of the step") if rows else None
 
 
 def steps_done(report: Report) -> int:

@@ -130,7 +130,7 @@ def test_ppos_figures_are_those_of_all_processes(one, two):
     read = [(folder / "runs" / "small" / "ppo" / "metrics.jsonl").read_text().splitlines() for folder in (one, two[0])]
     for alone, together in zip(*(map(json.loads, lines) for lines in read), strict=True):
         assert alone.keys() == together.keys()
-        for name in alone.keys() - {"time"}:
+        for name in alone.keys() - {"time", "val/padding"}:  # who does which rows decides what is padded
             assert together[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-5), name
 
 

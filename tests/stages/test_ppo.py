@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections import Counter
 from dataclasses import replace
 from statistics import fmean, pstdev
@@ -11,7 +12,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from rlhf.data.collate import PackedRow
-from rlhf.errors import NonFiniteError
+from rlhf.errors import DataError, NonFiniteError
 from rlhf.microworld.language import pair_held_out
 from rlhf.microworld.oracle import read_prompt
 from rlhf.models.combiner import Combiner
@@ -484,3 +485,57 @@ def test_the_stage_leaves_a_policy_and_its_curves(made):
     results = json.loads((made.out / "results.json").read_text())
     assert results == {"stopped": "all 2 iterations", "best_iteration": max(checks, key=checks.get)}
     assert (made.out / "checkpoint" / "model.safetensors").exists()
+
+
+# ── what cannot go well ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_policy_that_never_ends_and_scores_that_never_differ_raise_alarms(made, screen, monkeypatch):
+    real = ppo.load_models
+
+    def mute(job):
+        models = real(job)
+        with torch.no_grad():  # equal scores of all answers, and an end that is never drawn
+            for model in (models.rewards.helpfulness, models.rewards.safety):
+                model.score.weight.zero_()
+            hide_the_end(models.policy, models.tokenizer.eos_token_id)
+        return models
+
+    monkeypatch.setattr(ppo, "load_models", mute)
+    ppo.run(made)
+    rows = [json.loads(line) for line in (made.out / "metrics.jsonl").read_text().splitlines()]
+    train = [row for row in rows if "objective/kl" in row]
+    assert all(row["health/endless"] == row["health/constant_scores"] == 1 for row in train)
+    for alarm in ("health/endless: only 0% of the answers", "health/constant_scores: all answers"):
+        assert screen.getvalue().count(alarm) == 1  # said once, not every iteration
+
+
+def hide_the_end(policy, eos):
+    """Make the EOS impossible whatever the policy has read."""
+    real = policy.lm_head.forward
+    policy.lm_head.forward = lambda states: real(states).index_fill(-1, torch.tensor([eos]), -1e9)
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused(job_of, models):
+    job = job_of("ppo", **(SMALL | {"max_new_tokens": 500}))
+    prompts = ppo.prompts_of(job, 8, label="rollouts", side="train")
+    with pytest.raises(DataError, match="exceed the context of"):
+        ppo.collect(job, models, prompts, 0)
+
+
+def test_a_batch_that_does_not_divide_is_refused(job_of):
+    with pytest.raises(ValueError, match=r"batch_size \(8\) must be a multiple of minibatch_size \(3\)"):
+        job_of("ppo", **(SMALL | {"minibatch_size": 3}))
+
+
+def test_the_price_of_cost_follows_the_batches(job_of, saved):
+    reads = {"policy": [saved.policy("gatt")], "reward": [saved.reward("reward-1")]}
+    settings = SMALL | {"iterations": 2, "max_kl": 1e9, "combine": "lagrangian", "multiplier": 0.5}
+    job = job_of("ppo", reads=reads, **settings)
+    ppo.run(job)
+    rows = [json.loads(line) for line in (job.out / "metrics.jsonl").read_text().splitlines()]
+    first, second = (row for row in rows if "reward/multiplier" in row)
+    assert first["reward/multiplier"] == 0.5
+    # log 0.5 + 0.1 * 0.5 * (cost - 0), and the cost is minus the safety logit
+    wanted = 0.5 * math.exp(-0.05 * first["reward/safety"])
+    assert second["reward/multiplier"] == pytest.approx(wanted, rel=1e-5)
