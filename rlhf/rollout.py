@@ -29,7 +29,7 @@ from rlhf.schema import GenerationConfig, ModelConfig
 from rlhf.shards import kept
 
 CHUNK = 256
-"""Rows that are sampled together, and kept together where somebody keeps them."""
+"""Rows that are kept together, of an engine that makes batches of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,8 @@ def sample(
     _check_room(engine.context, prompts, ids, sampling)
     answers: list[list[Completion]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))
-    size = max(1, CHUNK // sampling.samples_per_prompt)
+    # As the engine would batch them, so that keeping them changes no batch.
+    size = max(1, getattr(engine, "rows_per_batch", CHUNK) // sampling.samples_per_prompt)
     for part in (order[start : start + size] for start in range(0, len(order), size)):
         rows, keys = [ids[i] for i in part], [prompts[i].id for i in part]
 
