@@ -33,12 +33,15 @@ def run(job: Job) -> None:
 
     prompts = asked(job)
     once = Sampling(1, config.temperature, config.max_new_tokens)
-    plain = [g[0] for g in sample(engine, tokenizer, prompts, once, seed=job.seed_of("plain"))]
+    twice = Sampling(2, config.temperature, config.max_new_tokens)
+    plain, other = zip(*sample(engine, tokenizer, prompts, twice, seed=job.seed_of("plain")), strict=True)
     cautious = [prompt_under(job, prompt) for prompt in prompts]
     distilled = [g[0] for g in sample(engine, tokenizer, cautious, once, seed=job.seed_of("under a preprompt"))]
-    before, after = (safety_scores(job, tokenizer, rewards, prompts, answers) for answers in (plain, distilled))
+    before, after, apart = (
+        safety_scores(job, tokenizer, rewards, prompts, answers) for answers in (plain, distilled, other)
+    )
     kept = kept_rows(job, prompts, distilled, before, after)
-    job.write_results({"distill": figures(before, after, len(kept))})
+    job.write_results({"distill": figures(before, after, apart, len(kept))})
     job.track.say(f"{len(kept):,} of {len(prompts):,} distilled answers kept")
     for row in kept[:8]:
         job.track.sample({"prompt": row.turns[-2].content, "text": row.turns[-1].content})
@@ -105,10 +108,14 @@ def kept_rows(
     return rows
 
 
-def figures(before: Tensor, after: Tensor, kept: int) -> dict[str, Any]:
-    """Scores before and after, and the change by how safe the original answer was: a third each (Fig 16)."""
+def figures(before: Tensor, after: Tensor, apart: Tensor, kept: int) -> dict[str, Any]:
+    """Scores before and after, and the change by how safe the policy answers the prompt: a third each (Fig 16).
+
+    How safe it answers is read from an answer of its own, `apart`. Sorted by the score that the change starts from,
+    prompts that happened to score low would rise, and those that scored high fall, if nothing had changed at all.
+    """
     change = after - before
-    thirds = [part for part in before.argsort(stable=True).tensor_split(3) if len(part)]
+    thirds = [part for part in apart.argsort(stable=True).tensor_split(3) if len(part)]
     return {
         "n": len(before),
         "kept": kept,

@@ -19,6 +19,7 @@ from rlhf.models.gate import check_gate
 from rlhf.models.load import load_policy, load_tokenizer, save
 from rlhf.models.reward_models import RewardModels, Scores
 from rlhf.pipeline import Job
+from rlhf.replay import share_to_ratio
 from rlhf.rollout import Sample, sample_together, sampler
 
 
@@ -223,7 +224,7 @@ def mixture(job, best: list[PoolEntry]) -> list[Dialogue]:
     ]
     demonstrations = feed.stored(job.one("sft") / "demonstrations.jsonl", Dialogue)
     share = job.config.sft_share
-    count = min(len(demonstrations), round(len(targets) * share / (1 - share))) if share < 1 else len(demonstrations)
+    count = min(len(demonstrations), round(len(targets) * share_to_ratio(share)))
     drawn = random.Random(job.seed).sample(demonstrations, count)
     job.track.say(f"{len(targets):,} best answers and {count:,} demonstrations")
     return targets + drawn

@@ -27,4 +27,6 @@ class RejectionConfig(FineTune, Combine, Gate):
     )
     pool: Literal["all", "last"] = paper("all", "3.2.3", "top samples of all rounds, or of the last one only (V3)")
     start: Literal["base", "policy"] = paper("base", "3.2.3", "'always starting from the base model'")
-    sft_share: Share = ours(0.1, "share of the training rows drawn from the demonstrations", "keeps their breadth")
+    sft_share: Share = ours(
+        0.1, "share of the training rows drawn from the demonstrations", "keeps their breadth", lt=1
+    )

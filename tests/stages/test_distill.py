@@ -57,9 +57,17 @@ def test_a_category_has_its_template_unless_generic_ones_are_asked_for(job_of, p
 
 def test_figures_by_hand():
     before, after = torch.tensor([2.0, 0.0, 1.0]), torch.tensor([1.5, 1.0, 1.0])
-    found = distill.figures(before, after, kept=1)
+    apart = torch.tensor([1.0, 3.0, 2.0])
+    found = distill.figures(before, after, apart, kept=1)
     assert (found["n"], found["kept"], found["worse"]) == (3, 1, pytest.approx(1 / 3))
-    assert [row["change"] for row in found["by_original"]] == [1.0, 0.0, -0.5]  # lowest original first
+    assert [row["change"] for row in found["by_original"]] == [-0.5, 0.0, 1.0]  # by the answer apart, the lowest first
+
+
+def test_where_nothing_changes_bad_answers_do_not_seem_to_gain():
+    draw = torch.Generator().manual_seed(0)
+    before, after, apart = torch.randn(3, 3000, generator=draw)  # three answers of one policy to prompts all alike
+    low, _, high = distill.figures(before, after, apart, kept=0)["by_original"]
+    assert abs(low["change"] - high["change"]) < 4 * (4 / 1000) ** 0.5  # each mean change has a variance of 2 / 1000
 
 
 def test_the_stage_leaves_rows_without_preprompts_and_a_policy(job_of, saved, policy):
