@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf import bundle, fingerprint, launch, lock, team
+from rlhf import bundle, fingerprint, launch, lock, roll_call, team, watch
 from rlhf.checkpoint import damage, locked, open_artefact, read_manifest, recover, shown, verify, write_manifest
 from rlhf.decision import Decision, decide, ingredients, plan
 from rlhf.disk import disk_errno, patience
@@ -120,7 +120,7 @@ def run_recipe(
     """
     steps = expand(recipe, pipeline)
     chosen = select(steps, stage, pipeline)
-    launch.check(recipe, chosen, team.size())
+    launch.check(recipe, chosen, team.size(), launch.engine())
     if team.rank():
         team.follow(lambda name: team.beside(next(step for step in steps if step.name == name), recipe, run_dir))
         return Outcome((), (), None)
@@ -205,9 +205,10 @@ def make(
             with Tracker(out, run=recipe.run, step=step.name, wandb_mode=mode, config=config, fingerprint=key) as track:
                 resume_key = prepare(out, step, about, accept_code=reuse, say=track.say)
                 job = job_of(step, recipe, run_dir, out, track, resume_key, journal, stop, strict=strict)
-                team.call(step.name)
                 try:
-                    with keeping(job.shards):
+                    with watch.over(step.name, run_dir), keeping(job.shards):
+                        team.call(step.name)
+                        roll_call.hold(step, recipe, run_dir)
                         run(job)
                 except NonFiniteError as error:
                     left = bundle.write(run_dir, out, about, recipe, error)

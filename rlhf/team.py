@@ -63,6 +63,7 @@ def beside(step: Step, recipe: Recipe, run_dir: Path) -> None:
     """A follower's part in a step: the same job, in a folder that nobody keeps, by a voice that nobody hears."""
     from rich.console import Console
 
+    from rlhf import roll_call, watch
     from rlhf.job import Job, job_of
     from rlhf.meter import Journal
     from rlhf.preemption import Stop
@@ -79,7 +80,9 @@ def beside(step: Step, recipe: Recipe, run_dir: Path) -> None:
     ):
         try:
             journal = Journal(Path(folder) / "events.jsonl")
-            run(job_of(step, recipe, run_dir, Path(folder), track, "", journal, Stop()))
+            with watch.over(step.name, run_dir):
+                roll_call.hold(step, recipe, run_dir)
+                run(job_of(step, recipe, run_dir, Path(folder), track, "", journal, Stop()))
         except BaseException as error:
             file.write("".join(traceback.format_exception(error)))
             raise

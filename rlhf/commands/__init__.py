@@ -45,6 +45,19 @@ COMMANDS = (
         },
     ),
     Command(
+        "launch",
+        "write the script that starts a run on other machines, by Slurm or by hand",
+        "It submits nothing. Asked to stop (exit code 75), a Slurm job goes back to the queue.",
+        ("rlhf launch slurm nodes=2 gpus=8 config=llama2-7b", "rlhf launch accelerate nodes=2 --dry-run"),
+        flags={"--dry-run": "print it instead"},
+        options={
+            "nodes": "machines                                                  [1]",
+            "gpus": "of each                                                    [8]",
+            "to": "file to write                     [RUN.slurm, or RUN.sh]",
+        },
+        words={"slurm": "a job for sbatch", "accelerate": "a script to start on every machine"},
+    ),
+    Command(
         "show",
         "print every setting, its value, and where the value came from",
         "The value is printed as you would type it. With stage=NAME, only the settings of that section.",

@@ -15,10 +15,13 @@ def main(request: Request) -> int:
 
     loaded = request.load()
     if "launch" in request.options:
-        from rlhf.launch import start
+        from rlhf import launch
 
+        described = launch.describe(request.options["launch"])
+        steps = pipeline.select(pipeline.expand(loaded.recipe), request.stage)
+        launch.check(loaded.recipe, steps, int(described.get("num_processes", 1)), launch.engine_of(described))
         chosen = [f"stage={request.stage}"] if request.stage else []
-        return start(request.options["launch"], [*loaded.arguments, *chosen, *sorted(request.flags)])
+        return launch.start(request.options["launch"], [*loaded.arguments, *chosen, *sorted(request.flags)])
     outcome = pipeline.run_recipe(
         loaded.recipe,
         loaded.run_dir,
