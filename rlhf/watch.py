@@ -116,7 +116,7 @@ class Watch:
         if team.rank() > min(set(range(team.size())) - set(lost)):
             return
         if not lost:
-            self.say(f"{self.stage}: no process has moved for {self.patience:.0f} s")
+            self.say(f"{self.stage}: every process has been where it is for {self.patience:.0f} s")
         for other in lost or sorted([*self.read, team.rank()]):
             pulse = self._pulse(other)
             if other in lost:
@@ -143,7 +143,8 @@ def _on(pulse: dict[str, Any] | None) -> str:
 
 
 def _place(frame: FrameType | None) -> list[tuple[int, int]]:
-    """Where a thread is, to the instruction: two equal places some seconds apart mean that it did not move."""
+    """Where a thread is, to the instruction: equal places at every pulse mean that it waits there, or that one long
+    call after the other is made there, so this says where to look and ends nothing."""
     found = []
     while frame is not None:
         found.append((id(frame), frame.f_lasti))
