@@ -1,23 +1,19 @@
 """What a stage tells the world: a progress bar, metrics, samples, its ledger and, as a copy, Weights & Biases.
 
 The files are the truth and W&B never is: it is imported on the first metric only, its start is time-boxed, and whatever
-fails inside it is said once and then ignored. This is the one door to `wandb`.
+fails inside it is said once and then ignored (rlhf/wandb_run.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import netrc
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
-from urllib.parse import urlsplit
+from typing import Any, Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
@@ -26,12 +22,9 @@ from rich.progress import Progress as RichProgress
 from rlhf.errors import NonFiniteError
 from rlhf.reporting.text import duration, plain, redact
 from rlhf.streams import Streams
-
-WandbMode = Literal["auto", "online", "offline", "disabled"]
+from rlhf.wandb_run import WandbMode, WandbRun
 
 SECONDS_BETWEEN_LINES = 30.0
-WANDB_START_SECONDS = 2.5  # with the import and the way back to offline, a dead server costs less than 5 s
-WANDB_FINISH_SECONDS = 30.0
 
 
 class Progress(Protocol):
@@ -73,7 +66,16 @@ class Tracker:
         self.streams = Streams(folder)
         self._rows = 0
         self._bars: RichProgress | None = None
-        self._wandb = _Wandb(wandb_mode, folder.parent, run, step, config or {}, fingerprint, self.say)
+        self._wandb = WandbRun(
+            wandb_mode,
+            folder.parent,
+            run,
+            step,
+            job_type=stage_of(step),
+            config=config or {},
+            fingerprint=fingerprint,
+            say=self.say,
+        )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Append one line to metrics.jsonl: `{"step": n, "time": seconds since the start, name: value, ...}`.
@@ -96,7 +98,7 @@ class Tracker:
         self._rows += 1
         # A killed life has shown W&B the rows before; they came again, the same, and are not sent twice.
         if self._rows > self.streams.published:
-            self._wandb.log({"step": step, **numbers})
+            self._wandb.log({"step": step, **numbers}, number=self._rows)
 
     def sample(self, row: Mapping[str, Any]) -> None:
         """Append one generated text with its scores to samples.jsonl, exactly as it was generated."""
@@ -176,21 +178,6 @@ def stage_of(step: str) -> str:
     return re.sub(r"-\d+$", "", step)
 
 
-def logged_in() -> bool:
-    """True if W&B has a key: in WANDB_API_KEY, or under its host in a netrc file. Asks no network."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
-    named = os.environ.get("NETRC")
-    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-        try:
-            if host in netrc.netrc(path).hosts:
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
-
-
 def _figures(shown: Mapping[str, float]) -> str:
     return "".join(f"  {name} {value:.4g}" for name, value in shown.items())
 
@@ -249,99 +236,3 @@ def _rich_bars(console: Console) -> RichProgress:
     name = TextColumn("{task.description}", markup=False)
     tail = TextColumn("{task.fields[tail]}", markup=False)
     return RichProgress(name, BarColumn(bar_width=24), MofNCompleteColumn(), tail, console=console)
-
-
-class _Wandb:
-    """A copy of the metrics in Weights & Biases, begun with the first metric and given up at the first fault."""
-
-    # A server that did not answer one step of this process will not be waited for again by the next.
-    _unreachable = False
-
-    def __init__(
-        self,
-        mode: WandbMode,
-        run_folder: Path,
-        run: str,
-        step: str,
-        config: Mapping[str, Any],
-        fingerprint: str,
-        say: Callable[[str], None],
-    ) -> None:
-        self._mode: str = mode if mode != "auto" else os.environ.get("WANDB_MODE", "")
-        self._folder, self._run, self._step, self._config, self._say = run_folder, run, step, config, say
-        self._id = hashlib.sha256(f"{run}/{step}/{fingerprint}".encode()).hexdigest()[:16]
-        self._handle: Any = None
-
-    def log(self, row: Mapping[str, float]) -> None:
-        if self._mode == "disabled":
-            return
-        try:
-            if self._handle is None:
-                self._handle = self._start()
-            self._handle.log(dict(row))
-        except Exception as error:  # whatever it raises, a tracker must not stop a training run
-            self._give_up(error)
-
-    def close(self) -> None:
-        if self._handle is None:
-            return
-        try:
-            self._handle.finish()
-        except Exception as error:
-            self._give_up(error)
-        self._handle = None
-
-    def _give_up(self, error: Exception) -> None:
-        self._mode, self._handle = "disabled", None
-        self._say(f"wandb is left out of {self._step} ({_first_line(error)}); metrics.jsonl has everything")
-
-    def _start(self) -> Any:
-        mode = self._mode or ("online" if logged_in() else "offline")
-        if mode == "online" and not _Wandb._unreachable:
-            try:
-                handle = self._init("online", self._id)
-            except Exception as error:
-                _Wandb._unreachable = True
-                self._say(f"wandb cannot be reached ({_first_line(error)}): offline, `wandb sync` sends it later")
-            else:
-                self._say(f"wandb: {handle.url}")
-                return handle
-            # The service keeps the id of the attempt that failed until the process ends.
-            return self._init("offline", f"{self._id}-offline")
-        return self._init("offline", self._id)
-
-    def _init(self, mode: Literal["online", "offline"], run_id: str) -> Any:
-        import wandb  # half a second, paid by those who log
-
-        settings = wandb.Settings(
-            init_timeout=WANDB_START_SECONDS,
-            login_timeout=WANDB_START_SECONDS,
-            finish_timeout=WANDB_FINISH_SECONDS,
-            console="off",
-            silent=True,
-            quiet=True,
-            disable_git=True,
-            disable_code=True,
-            disable_job_creation=True,
-            x_disable_stats=True,
-            x_disable_machine_info=True,
-        )
-        handle = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "rlhf"),
-            group=self._run,
-            job_type=stage_of(self._step),
-            name=f"{self._run}/{self._step}",
-            id=run_id,
-            resume="allow",
-            reinit="create_new",
-            mode=mode,
-            dir=self._folder,
-            config=redact(self._config),
-            settings=settings,
-        )
-        handle.define_metric("*", step_metric="step")
-        return handle
-
-
-def _first_line(error: Exception) -> str:
-    return str(redact(str(error).strip().split("\n")[0])) or type(error).__name__

@@ -32,7 +32,7 @@ TORCH_FREE = (
 
 DOORS = {
     "trl": {"rlhf/trainers.py"},
-    "wandb": {"rlhf/track.py"},
+    "wandb": {"rlhf/wandb_run.py"},
     "wandb_workspaces": {"rlhf/workspace.py"},
     "deepspeed": {"rlhf/models/load.py"},
     "peft": {"rlhf/models/adapters.py"},

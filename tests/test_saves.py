@@ -224,7 +224,7 @@ def test_a_second_signal_or_one_that_nobody_looks_for_quits_at_once(world):
 
 def test_rows_that_wandb_was_shown_by_a_killed_life_are_not_shown_again(world, monkeypatch):
     shown = []
-    monkeypatch.setattr("rlhf.track._Wandb.log", lambda self, row: shown.append(row["loss"]))
+    monkeypatch.setattr("rlhf.wandb_run.WandbRun.log", lambda self, row, number: shown.append(row["loss"]))
     for until in (4, 2, None):  # the second life dies before it has come as far as the first
         saves = world.life(every=600 if until == 2 else 0)
         if until is None:

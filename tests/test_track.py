@@ -19,7 +19,8 @@ from rich.console import Console
 from rlhf import track
 from rlhf.errors import NonFiniteError
 from rlhf.reporting.text import duration, plain, redact
-from rlhf.track import Tracker, logged_in
+from rlhf.track import Tracker
+from rlhf.wandb_run import WandbRun, logged_in
 
 OPENED: list[Tracker] = []
 
@@ -29,7 +30,7 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_PROJECT", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(track._Wandb, "_unreachable", False)
+    monkeypatch.setattr(WandbRun, "_unreachable", False)
     yield
     while OPENED:
         OPENED.pop().close()
@@ -77,7 +78,7 @@ class FakeWandb(types.ModuleType):
     def define_metric(self, name: str, step_metric: str) -> None:
         assert (name, step_metric) == ("*", "step")
 
-    def log(self, row: dict[str, float]) -> None:
+    def log(self, row: dict[str, float], step: int, commit: bool) -> None:
         if self.fail_log is not None:
             raise self.fail_log
         self.rows.append(row)
@@ -379,3 +380,53 @@ def test_the_real_wandb_writes_its_offline_files_into_the_run(tmp_path: Path, sc
     t.close()
     wandb.teardown()
     assert list((tmp_path / "runs" / "tiny" / "wandb").glob("offline-run-*/*.wandb")), screen.getvalue()
+
+
+def entries(path: Path) -> Iterator[bytes]:
+    """The records of an offline file: LevelDB's log format (blocks of 32 KiB, 7 bytes of header) after 7 bytes."""
+    content, at, parts = path.read_bytes(), 7, b""
+    while at + 7 < len(content):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        parts += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
+def in_the_record(folder: Path) -> list[dict[str, float]]:
+    """Every row of the offline files, in the order of the lives that wrote them."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = []
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime):
+        for entry in entries(path):
+            record = Record()
+            record.ParseFromString(entry)
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                found.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+    return found
+
+
+def test_the_offline_record_has_every_metric_once_at_its_step_after_a_kill(tmp_path: Path, screen: io.StringIO) -> None:
+    wandb = pytest.importorskip("wandb")
+    logged = [{"loss": 1.0 / (1 + n), "gen/eos_rate": 0.1 * n} for n in range(6)]
+    killed = tracker(tmp_path, screen, wandb_mode="offline")
+    for n in range(4):
+        killed.log(logged[n], step=10 * n)
+    killed.close()
+    (killed.folder / "resume").mkdir()
+    second = tracker(tmp_path, screen, wandb_mode="offline")  # from its last save, which is before the kill
+    for n in range(6):
+        second.log(logged[n], step=10 * n)
+    second.close()
+    wandb.teardown()
+    record = in_the_record(tmp_path / "runs" / "tiny")
+    assert [{name: row[name] for name in ("step", *logged[0])} for row in record] == [
+        {"step": 10 * n, **row} for n, row in enumerate(logged)
+    ]
+    # The server keeps one row for a number: none may come twice, and none may fall behind.
+    assert [row["_step"] for row in record] == sorted({row["_step"] for row in record})

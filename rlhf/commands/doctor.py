@@ -47,7 +47,7 @@ def of_run(request: Request) -> int:
 def of_machine(request: Request) -> int:
     """Versions, cores, memory, disk, accounts; nothing heavy is imported and no secret shown."""
     from rlhf.meter import versions
-    from rlhf.track import logged_in
+    from rlhf.wandb_run import logged_in
 
     loaded = request.load()
     rows = [[name, version] for name, version in versions().items()]

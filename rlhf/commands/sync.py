@@ -24,7 +24,7 @@ def main(request: Request) -> int:
 
 def send(request: Request) -> int:
     """Send every offline run that was not sent yet."""
-    from rlhf.track import logged_in
+    from rlhf.wandb_run import logged_in
 
     run_dir = request.load().run_dir
     waiting = [path for path in sorted((run_dir / "wandb").glob("offline-run-*")) if not list(path.glob("*.synced"))]
