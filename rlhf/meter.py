@@ -34,7 +34,7 @@ class Meter:
         return {
             "seconds": round(time.perf_counter() - self._began, 3),
             "cpu_seconds": round(_cpu_seconds() - self._cpu, 3),
-            "peak_rss_mb": round(_peak_rss_mb(), 1),
+            "peak_rss_mb": round(peak_rss_mb(), 1),
         }
 
 
@@ -42,7 +42,8 @@ def _cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def _peak_rss_mb() -> float:
+def peak_rss_mb() -> float:
+    """The most memory this process has held, in MB."""
     with suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 from rlhf.errors import NonFiniteError
+from rlhf.meter import peak_rss_mb
 from rlhf.reporting.text import duration, plain, redact
 from rlhf.streams import Streams
 from rlhf.wandb_run import WandbMode, WandbRun
@@ -134,7 +135,7 @@ class Tracker:
             with self._bar(total, name) as bar:
                 yield bar
         else:
-            lines = _Lines(self.say, name, total)
+            lines = _Lines(self.say, name, total, lambda: self.tokens)
             try:
                 yield lines
             finally:
@@ -189,8 +190,9 @@ def _seconds_left(done: int, total: int, elapsed: float) -> float:
 class _Lines:
     """Progress in a log file: every line stands alone and can be searched for."""
 
-    def __init__(self, say: Callable[[str], None], name: str, total: int) -> None:
+    def __init__(self, say: Callable[[str], None], name: str, total: int, tokens: Callable[[], int]) -> None:
         self._say, self._name, self._total = say, name, total
+        self._tokens, self._tokens_before = tokens, tokens()
         self._done = 0
         self._shown: dict[str, float] = {}
         self._started = self._last = monotonic()
@@ -204,11 +206,18 @@ class _Lines:
             self._last = now
             left = _seconds_left(self._done, self._total, now - self._started)
             percent = 100 * self._done // self._total
-            self._say(f"{self._count()}  {percent}%  eta {duration(left)}{_figures(self._shown)}")
+            self._say(f"{self._count()}  {percent}%  eta {duration(left)}{_figures(self._shown)}{self._cost()}")
 
     def end(self) -> None:
         """The last line: how far it came, in what time."""
-        self._say(f"{self._count()}  in {duration(monotonic() - self._started)}{_figures(self._shown)}")
+        self._say(f"{self._count()}  in {duration(monotonic() - self._started)}{_figures(self._shown)}{self._cost()}")
+
+    def _cost(self) -> str:
+        """Tokens a second of this loop, where it counts them, and the process's memory at its fullest."""
+        tokens, seconds = self._tokens() - self._tokens_before, monotonic() - self._started
+        if tokens <= 0 or seconds <= 0:
+            return ""
+        return f"  {tokens / seconds:,.0f} tokens/s  peak {peak_rss_mb():,.0f} MB"
 
     def _count(self) -> str:
         return f"{self._name} {self._done}/{self._total}"

@@ -157,6 +157,25 @@ def test_a_log_file_gets_a_line_at_the_start_every_thirty_seconds_and_at_the_end
     ]
 
 
+def test_a_loop_that_counts_tokens_says_how_fast_and_at_what_memory(
+    tmp_path: Path, screen: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(track, "monotonic", lambda: now[0])
+    monkeypatch.setattr(track, "peak_rss_mb", lambda: 2048.4)
+    t = tracker(tmp_path, screen)
+    t.tokens = 500  # of a loop before this one
+    with t.progress(80, "helpfulness") as bar:
+        for _ in range(80):
+            now[0] += 0.5
+            t.tokens += 700
+            bar.advance(loss=0.5)
+    assert screen.getvalue().splitlines()[1:] == [
+        "[reward-1] helpfulness 60/80  75%  eta 10 s  loss 0.5  1,400 tokens/s  peak 2,048 MB",
+        "[reward-1] helpfulness 80/80  in 40 s  loss 0.5  1,400 tokens/s  peak 2,048 MB",
+    ]
+
+
 def test_a_loop_that_breaks_says_how_far_it_came(tmp_path: Path, screen: io.StringIO) -> None:
     t = tracker(tmp_path, screen)
     with t.progress(0, "reward"):
