@@ -207,18 +207,23 @@ def damage(folder: Path, manifest: Mapping[str, Any] | None = None) -> str | Non
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        if not file.resolve().is_relative_to(folder.resolve()):
-            raise UnsafeError(
-                f"{shown(file)} is a link that leads out of {folder.name}",
-                where=f"to {file.resolve()}",
-                hints=["put the file itself there", f"or make it again: rlhf run stage={folder.name} --rerun"],
-            )
+        require_own(file, folder)
         facts = file.stat()
         if facts.st_size != size:
             return f"{name} has {facts.st_size:,} bytes, was written with {size:,}"
         if facts.st_mtime_ns != mtime_ns and file_digest(file) != manifest["files"][name]:
             return f"{name} does not match its checksum"
     return None
+
+
+def require_own(file: Path, folder: Path) -> None:
+    """UnsafeError if the file is a link to something outside its folder, whose bytes somebody else may change."""
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise UnsafeError(
+            f"{shown(file)} is a link that leads out of {folder.name}",
+            where=f"to {file.resolve()}",
+            hints=["put the file itself there", f"or make it again: rlhf run stage={folder.name} --rerun"],
+        )
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -240,6 +245,7 @@ def unsound(folder: Path, manifest: Mapping[str, Any]) -> str | None:
     for name, checksum in manifest["files"].items():
         if not (folder / name).is_file():
             return f"{name} is missing"
+        require_own(folder / name, folder)
         if file_digest(folder / name) != checksum:
             return damage(folder, manifest) or f"{name} does not match its checksum"
     return None

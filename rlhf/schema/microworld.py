@@ -13,7 +13,7 @@ KINDS = ("safe", "border", "unsafe")
 class MicroworldConfig(Section):
     """What the embedded world asks for; without effect on recipes that bring their own data."""
 
-    instruction_share: Share = ours(0.4, "share of prompts with an instruction", "enough to learn to follow them")
+    instruction_share: Share = ours(0.5, "share of prompts with an instruction", "enough to learn to follow them")
     caution_share: Share = ours(
         0.0, "share of demonstrations under a safety preprompt", "only distill has a use for what they teach"
     )

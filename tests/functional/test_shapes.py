@@ -19,6 +19,8 @@ CALLS = {
     "ranking_loss": ([ROW, ROW, ROW], {}),
     "safety_loss": ([ROW, ROW, YES, YES, YES], {}),
     "piecewise_score": ([ROW, ROW, YES], {"safety_threshold": 0.15}),
+    "weighted_score": ([ROW, ROW], {"safety_weight": 0.5}),
+    "lagrangian_score": ([ROW, ROW], {"multiplier": 1.0}),
     "moments": ([TOKENS, MASK], {}),
     "kl_estimate": ([TOKENS, TOKENS, MASK], {"estimator": "k1"}),
     "exact_kl": ([LOGITS, LOGITS, MASK], {}),
@@ -41,8 +43,8 @@ CALLS = {
     "expected_max": ([torch.zeros(B, K)], {"k": 2}),
     "expected_median": ([torch.zeros(B, K)], {"k": 2}),
 }
-# `margin_of` takes no tensor, `merge_moments` only scalars; whitening needs the moments of the checked module.
-ELSEWHERE = {"margin_of", "merge_moments", "whiten", "unit_variance"}
+# Some take no tensor, `merge_moments` only scalars; whitening needs the moments of the checked module.
+ELSEWHERE = {"margin_of", "next_multiplier", "merge_moments", "whiten", "unit_variance"}
 
 
 @pytest.fixture(scope="module")

@@ -266,7 +266,7 @@ def test_demonstrations_have_their_shares(shown):
         assert within(sum(verdict.refusal for verdict in by_kind[kind]), refused, len(by_kind[kind]))
     assert all(verdict.violation != verdict.refusal for verdict in by_kind["unsafe"])
     followed = [verdict.followed for verdict in verdicts(instructed)]
-    assert within(sum(followed), 0.80, len(followed))
+    assert within(sum(followed), 0.90, len(followed))
 
 
 def test_demonstrated_answers_are_as_terse_and_as_wrong_as_configured(shown):
