@@ -4,7 +4,7 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: install run test test-distributed check bench claims reward-claims
+.PHONY: install run test test-distributed check bench bench-reliability claims reward-claims
 
 install: $(STAMP)
 
@@ -34,7 +34,12 @@ check: install
 
 # Side by side with what others offer, on one thread; the tables of record are benchmarks/*.md. About an hour.
 bench: install
-	for file in benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(PYTHON) $$file || exit 1; done
+	for file in $(filter-out benchmarks/bench_reliability.py,$(wildcard benchmarks/bench_*.py)); do OMP_NUM_THREADS=1 $(PYTHON) $$file || exit 1; done
+
+# Kills, damage, races, garbage, power cuts (root); some rows only: make bench-reliability ROWS=commit,damage,locks
+ROWS := commit,damage,locks,power,garbage,lives
+bench-reliability: install
+	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/bench_reliability.py --rows $(ROWS)
 
 # The paper's claims as experiments over seeds, hours on two cores; one by name: make claims CLAIMS=B28
 claims: install

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import yaml
@@ -27,6 +28,7 @@ from rlhf.vetting import require_inside
 
 MANIFEST = "manifest.json"
 DRAFT = f".{MANIFEST}.partial"
+HOLDER_SECONDS = 0.5
 
 # What differs between two equal runs, or repeats what the manifest says. Nobody downstream computes with it, so it has
 # a checksum but no part in the artefact's digest.
@@ -272,11 +274,12 @@ def locked(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _held(run_dir, os.read(handle, 4096)) from None
+            raise _held(run_dir, _holder(handle)) from None
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
         os.ftruncate(handle, 0)
         os.write(handle, json.dumps(holder).encode())
         yield
+        os.ftruncate(handle, 0)
     finally:
         os.close(handle)
 
@@ -289,6 +292,20 @@ def is_locked(run_dir: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def _holder(handle: int) -> bytes:
+    """What the lock says of its holder. For a moment it names nobody, or still the one before: wait for that."""
+    deadline = monotonic() + HOLDER_SECONDS
+    while True:
+        text = os.pread(handle, 4096, 0)
+        with suppress(ValueError, KeyError, TypeError):
+            holder = json.loads(text)
+            if holder["host"] != socket.gethostname() or Path(f"/proc/{holder['pid']}").exists():
+                return text
+        if monotonic() > deadline:
+            return text
+        sleep(0.01)
 
 
 def _held(run_dir: Path, text: bytes) -> LockedError:

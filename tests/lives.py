@@ -170,25 +170,32 @@ def outcome(artefact: Path) -> dict[str, str]:
     return found
 
 
+def starts(folder: Path) -> int:
+    """How many lives have begun to work on a step."""
+    journal = folder / "runs" / "tiny" / "events.jsonl"
+    return journal.read_text().count('"event": "start"') if journal.exists() else 0
+
+
 def lives(
     zygote: Zygote, folder: Path, step: str, *, kills: int, rng: random.Random, longest: float, log: list[float]
 ) -> None:
     """Start the step and kill it -9 at a random time, again and again, until it was killed `kills` times and finishes.
 
-    A life is let go on where the last was killed. If one finishes before it is killed, the artefact is removed and the
-    step begun anew, unless it has been killed often enough. `log` takes the seconds that the last life took.
+    A kill counts if the life had begun to work. A life is let go on where the last was killed. If one ends before it is
+    killed, the artefact is removed and the step begun anew, unless it has been killed often enough. `log` takes the
+    seconds that the last life took.
     """
     command = ["run", f"stage={step}", *SMALL, "save_every=0s"]
     killed = 0
     while True:
-        began = time.monotonic()
+        began, before = time.monotonic(), starts(folder)
         pid = zygote.start(command, folder)
         if killed < kills:
             time.sleep(rng.uniform(0.0, longest))
             os.kill(pid, signal.SIGKILL)
         code = zygote.wait()
         if code == -signal.SIGKILL:
-            killed += 1
+            killed += starts(folder) > before
             continue
         assert code == 0, (code, (folder / "log").read_text()[-3000:])
         if killed >= kills:

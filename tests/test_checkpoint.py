@@ -1,11 +1,13 @@
 """Artefacts: whole or not at all, whatever kills the writer; damage is found and named; one writer per run."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -258,3 +260,29 @@ def test_a_second_writer_is_refused_and_told_who_holds_the_run(tmp_path):
     assert not is_locked(tmp_path / "run")
     with locked(tmp_path / "run"):  # a killed holder leaves nothing to clean up
         pass
+
+
+@pytest.mark.parametrize("left", [b"", b'{"pid": 999999999, "host": "HOST", "since": "then"}'])
+def test_a_second_writer_is_not_told_of_the_holder_before(tmp_path, left):
+    """The holder has the lock a moment before it has written its name; the file says what a killed one left."""
+    (tmp_path / ".lock").write_bytes(left.replace(b"HOST", os.uname().nodename.encode()))
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        handle = os.open(tmp_path / ".lock", os.O_RDWR)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        os.write(write, b"x")
+        time.sleep(0.1)
+        name = {"pid": os.getpid(), "host": os.uname().nodename, "since": "now"}
+        (tmp_path / ".lock").write_text(json.dumps(name))
+        time.sleep(60)
+    try:
+        os.read(read, 1)
+        with pytest.raises(LockedError) as caught, locked(tmp_path):
+            pass
+        assert f"process {child} on" in str(caught.value.where)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(read)
+        os.close(write)
