@@ -92,9 +92,9 @@ class Zygote:
         return self.wait()
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        with self._process as process:  # closes what it reads and writes
+            assert process.stdin is not None
+            process.stdin.close()
 
     def _ask(self, question: dict[str, object]) -> None:
         assert self._process.stdin is not None

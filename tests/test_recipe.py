@@ -28,7 +28,8 @@ SMALL = [
     "rejection.samples_per_prompt=4",
     "rejection.temperature_prompts=8",
     "rejection.epochs=1",
-    # So short a training is near chance.
+    # So short a training is near chance, and its answers do not end.
+    "rejection.max_truncated=1",
     *(f"{stage}.reward_gate=warn" for stage in ("rejection", "gatt", "ppo")),
     "gatt.dialogues=6",
     "gatt.max_turns=4",
