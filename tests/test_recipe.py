@@ -116,13 +116,12 @@ def test_running_again_does_nothing_in_two_seconds_and_says_why(finished):
 
 def test_changing_kl_coef_would_rerun_ppo_and_evaluate_only(finished):
     plan = rlhf("plan", *SMALL, "ppo.kl_coef=0.07", cwd=finished).stdout
-    verdicts = {
-        line.split()[0]: line.split()[1]
-        for line in plan.splitlines()
-        if line.split()[:1][:1] and line.split()[0] in STEPS
-    }
+    steps, _, costs = plan.partition("\n\n")
+    verdicts = {line.split()[0]: line.split()[1] for line in steps.splitlines()}
+    assert set(verdicts) == set(STEPS)
     assert {step for step, verdict in verdicts.items() if verdict == "run"} == {"ppo", "evaluate"}
-    assert "ppo.kl_coef changed from 0.1 to 0.07" in plan
+    assert "ppo.kl_coef changed from 0.1 to 0.07" in steps
+    assert [line.split()[0] for line in costs.splitlines()[2:4]] == ["ppo", "evaluate"]
 
 
 def test_a_killed_stage_is_made_again_and_finished_ones_are_not(finished, tmp_path):
