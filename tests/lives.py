@@ -196,12 +196,13 @@ def lives(
         code = zygote.wait()
         if code == -signal.SIGKILL:
             killed += starts(folder) > before
-            continue
-        assert code == 0, (code, (folder / "log").read_text()[-3000:])
-        if killed >= kills:
-            log.append(time.monotonic() - began)
-            return
-        shutil.rmtree(folder / "runs" / "tiny" / step)
+        else:
+            assert code == 0, (code, (folder / "log").read_text()[-3000:])
+            if killed >= kills:
+                log.append(time.monotonic() - began)
+                return
+        # A kill may come when all is done: left there, the artefact would have every later life skip the step.
+        shutil.rmtree(folder / "runs" / "tiny" / step, ignore_errors=True)
 
 
 if __name__ == "__main__":
