@@ -7,7 +7,7 @@ Random weights and tokens; lengths are log-normal (sigma 0.6), prompts and compl
 questions, "chat" multi-turn dialogues whose common prompt is four fifths of a row. Both trainers get the same model,
 pairs, batch size and AdamW, and go once through the pairs; TRL's as its users run it, without grouping by length. What
 is timed is `train()`, in process CPU seconds on one thread; a ratio is that of one round. Loss and weights after a step
-are compared in tests/test_trainers.py.
+are compared in tests/training/test_trainers.py.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from rich.console import Console
 from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
 from trl import RewardConfig, RewardTrainer
 
-from rlhf import trainers
 from rlhf.data.tokenizer import train_tokenizer
-from rlhf.preemption import Stop
-from rlhf.saves import Saves
+from rlhf.resume.preemption import Stop
+from rlhf.resume.saves import Saves
 from rlhf.schema import AdamW
-from rlhf.track import Tracker
-from rlhf.trainers import Batching, Pair, Schedule, fit_reward
+from rlhf.tracking.track import Tracker
+from rlhf.training import trainers
+from rlhf.training.trainers import Batching, Pair, Schedule, fit_reward
 
 EOS, SIGMA, RATE = 2, 0.6, 1e-5
 NAN = float("nan")

@@ -31,7 +31,7 @@ from rlhf.evaluation.scores import at_threshold, histogram, labelled_scores
 from rlhf.models.load import freeze, load_tokenizer
 from rlhf.pipeline import Job, derive_seed, expand
 from rlhf.schema import Recipe
-from rlhf.track import Tracker
+from rlhf.tracking.track import Tracker
 from stages import reward
 
 MARGINS = ("none", "small", "large")

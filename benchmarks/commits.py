@@ -13,9 +13,9 @@ from rich.console import Console
 
 from rlhf.checkpoint import open_artefact, recover, verify, working_folder
 from rlhf.errors import MissingError
-from rlhf.preemption import Stop
-from rlhf.saves import Save, Saves
-from rlhf.track import Tracker
+from rlhf.resume.preemption import Stop
+from rlhf.resume.saves import Save, Saves
+from rlhf.tracking.track import Tracker
 
 
 def opened(out: Path, note: Callable[..., None] = lambda event, **more: None) -> Saves:

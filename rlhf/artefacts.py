@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.checkpoint import MANIFEST, read_manifest, shown, verify
 from rlhf.errors import MissingError, did_you_mean
-from rlhf.steps import POLICIES, expand
+from rlhf.planning.steps import POLICIES, expand
 
 if TYPE_CHECKING:
     from rlhf.config import Loaded

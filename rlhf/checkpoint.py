@@ -23,8 +23,8 @@ import yaml
 
 from rlhf.disk import write_text
 from rlhf.errors import DiskError, LockedError, MissingError, RlhfError, UnsafeError, disk_error
-from rlhf.fingerprint import digest, file_digest
-from rlhf.vetting import require_inside
+from rlhf.provenance.fingerprint import digest, file_digest
+from rlhf.security.vetting import require_inside
 
 MANIFEST = "manifest.json"
 DRAFT = f".{MANIFEST}.partial"

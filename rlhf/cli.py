@@ -126,7 +126,7 @@ def flag(word: str, command: Command) -> str:
 
 def stray(word: str, command: Command) -> list[str]:
     """What a word without `=` may have meant."""
-    from rlhf.steps import table
+    from rlhf.planning.steps import table
 
     stages = [stage.name for stage in table()]
     if meant := did_you_mean(word, command.words):
@@ -143,7 +143,7 @@ def stray(word: str, command: Command) -> list[str]:
 
 def usage() -> str:
     """The one screen of `rlhf --help`."""
-    from rlhf.steps import table as stages
+    from rlhf.planning.steps import table as stages
 
     commands = "".join(f"  {command.name:<11}{command.help}\n" for command in COMMANDS)
     listed = "".join(f"  {stage.name:<13}{stage.help}\n" for stage in stages())

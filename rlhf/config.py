@@ -20,10 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from rlhf.errors import ConfigError, MissingError, UnsafeError, did_you_mean
-from rlhf.origins import Given, field_of, is_section, is_text, known_settings, scalars, settings, show
+from rlhf.provenance.origins import Given, field_of, is_section, is_text, known_settings, scalars, settings, show
 from rlhf.reporting.text import redact
 from rlhf.schema import Recipe
-from rlhf.vetting import vet_yaml
+from rlhf.security.vetting import vet_yaml
 
 DEFAULT = "tiny"
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.checkpoint import read_manifest
 from rlhf.disk import write_text
-from rlhf.meter import Journal
-from rlhf.preemption import Stop
-from rlhf.saves import Saves
+from rlhf.planning.steps import Step
+from rlhf.provenance.meter import Journal
+from rlhf.resume.preemption import Stop
+from rlhf.resume.saves import Saves
+from rlhf.resume.shards import Shards
 from rlhf.schema.setting import seconds
-from rlhf.shards import Shards
-from rlhf.steps import Step
 
 if TYPE_CHECKING:
     from rlhf.schema import Recipe
-    from rlhf.track import Tracker
+    from rlhf.tracking.track import Tracker
 
 
 def derive_seed(*parts: object) -> int:

@@ -14,21 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf import bundle, fingerprint, launch, lock, roll_call, team, watch
 from rlhf.checkpoint import damage, locked, open_artefact, read_manifest, recover, shown, verify, write_manifest
-from rlhf.decision import Decision, decide, ingredients, plan
 from rlhf.disk import disk_errno, patience
 from rlhf.errors import MissingError, NonFiniteError, PreemptedError, RlhfError, disk_error
 from rlhf.job import Job, derive_seed, job_of
-from rlhf.meter import Journal, Meter, git_commit, versions
-from rlhf.preemption import HINTS, Stop, Terminated, stoppable
-from rlhf.provenance import outside_the_sections
+from rlhf.planning.decision import Decision, decide, ingredients, plan
+from rlhf.planning.room import require_room
+from rlhf.planning.steps import Stage, Step, expand, select, table
+from rlhf.processes import launch, roll_call, team, watch
+from rlhf.provenance import fingerprint, lock
+from rlhf.provenance.manifests import outside_the_sections
+from rlhf.provenance.meter import Journal, Meter, git_commit, versions
 from rlhf.reporting.text import duration, plain, redact
-from rlhf.resumption import prepare
-from rlhf.room import require_room
-from rlhf.shards import keeping
-from rlhf.steps import Stage, Step, expand, select, table
-from rlhf.vetting import vet_model, vet_templates
+from rlhf.resume.preemption import HINTS, Stop, Terminated, stoppable
+from rlhf.resume.resumption import prepare
+from rlhf.resume.shards import keeping
+from rlhf.security.vetting import vet_model, vet_templates
+from rlhf.training import bundle
 
 if TYPE_CHECKING:
     from rlhf.schema import Recipe
@@ -197,7 +199,7 @@ def make(
     meter = Meter()
     try:
         with open_artefact(run_dir / step.name, about) as out:
-            from rlhf.track import Tracker
+            from rlhf.tracking.track import Tracker
 
             run = stage_of_module(step.module)
             _lock(step, run_dir, made_from, locked_to=locked_to, say=say)

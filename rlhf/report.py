@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from rlhf.disk import write_text
 from rlhf.errors import DataError
-from rlhf.origins import settings
-from rlhf.provenance import as_made
+from rlhf.provenance.manifests import as_made
+from rlhf.provenance.origins import settings
 from rlhf.reporting.table import markdown, summary
 from rlhf.reporting.text import redact
 from rlhf.schema import Recipe

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.data.chat import decode_completion, encode_prompt
 from rlhf.data.types import Prompt
 from rlhf.errors import DataError
-from rlhf.fingerprint import digest
 from rlhf.functional.kl import exact_kl
 from rlhf.functional.logprobs import chosen_logprobs
 from rlhf.generation.protocol import Completion, Engine, Sampling
@@ -25,8 +24,9 @@ from rlhf.generation.ranks import dealt
 from rlhf.generation.transformers import InProcess
 from rlhf.models.load import load_policy
 from rlhf.models.score import pad_right, token_values
+from rlhf.provenance.fingerprint import digest
+from rlhf.resume.shards import kept
 from rlhf.schema import GenerationConfig, ModelConfig
-from rlhf.shards import kept
 
 CHUNK = 256
 """Rows that are kept together, of an engine that makes batches of its own."""

@@ -11,7 +11,7 @@ from rlhf.data.tokenizer import train_tokenizer
 from rlhf.errors import ConfigError, DataError
 from rlhf.models.load import from_scratch, load_given_tokenizer, save, save_source
 from rlhf.pipeline import Job
-from rlhf.trainers import Schedule, fit_lm
+from rlhf.training.trainers import Schedule, fit_lm
 
 TOKENIZER_TEXTS = 1500  # the merges of the micro-world are found in these; ten times more finds the same
 

@@ -10,15 +10,15 @@ from rlhf.data import feed, preprompts
 from rlhf.data.chat import encode_prompt
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
 from rlhf.evaluation.intervals import of_mean
-from rlhf.finetune import fine_tune
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import InProcess
 from rlhf.models.gate import check_gate
 from rlhf.models.load import load_policy, load_tokenizer, save
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
-from rlhf.replay import replay, share_to_ratio
 from rlhf.rollout import Sample, sample
+from rlhf.training.finetune import fine_tune
+from rlhf.training.rehearsal import replay, share_to_ratio
 
 
 def run(job: Job) -> None:

@@ -4,14 +4,13 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf import selfplay
 from rlhf.data import feed
 from rlhf.data.chat import encode_prompt
 from rlhf.data.conversations import Conversation, Said, under_instructions, with_changes
 from rlhf.data.gatt import spread, training_dialogue
 from rlhf.data.instructions import WITHDRAWAL, Lists, read_lists
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
-from rlhf.finetune import fine_tune
+from rlhf.generation import selfplay
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import InProcess
 from rlhf.microworld import dialogues as worldly
@@ -19,8 +18,9 @@ from rlhf.models.gate import check_gate
 from rlhf.models.load import load_policy, load_tokenizer, save
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
-from rlhf.replay import best_answers, replay, share_to_ratio
 from rlhf.rollout import Sample
+from rlhf.training.finetune import fine_tune
+from rlhf.training.rehearsal import best_answers, replay, share_to_ratio
 
 
 def run(job: Job) -> None:

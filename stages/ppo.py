@@ -10,12 +10,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf import team
 from rlhf.data import feed
 from rlhf.data.types import Prompt
-from rlhf.early_stopping import EarlyStopping
 from rlhf.evaluation.gold import gold_of
-from rlhf.finite import require_finite
 from rlhf.functional.gae import gae
 from rlhf.functional.kl import kl_estimate, token_rewards
 from rlhf.functional.logprobs import entropy
@@ -23,13 +20,13 @@ from rlhf.functional.ppo import explained_variance, policy_loss, value_loss
 from rlhf.functional.whiten import moments, whiten
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import InProcess
-from rlhf.health import Watch, length_slope
 from rlhf.models.adapters import StartOf, learnt, trained
 from rlhf.models.combiner import Combiner
 from rlhf.models.gate import check_gate
 from rlhf.models.load import freeze, load_policy, load_reward_model, load_tokenizer, save, without_dropout
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
+from rlhf.processes import team
 from rlhf.rollout import (
     Rollout,
     Sample,
@@ -41,6 +38,9 @@ from rlhf.rollout import (
     padding_share,
     sample_together,
 )
+from rlhf.tracking.health import Watch, length_slope
+from rlhf.training.early_stopping import EarlyStopping
+from rlhf.training.finite import require_finite
 
 STATISTICS = (
     *("loss/policy_avg", "loss/value_avg", "policy/clipfrac_avg", "policy/approxkl_avg", "val/ratio"),

@@ -13,14 +13,14 @@ from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.data.pool import PoolEntry
 from rlhf.data.types import Dialogue, Prompt, Turn
 from rlhf.errors import MissingError, NonFiniteError, RlhfError
-from rlhf.finetune import fine_tune
 from rlhf.generation.protocol import Sampling
 from rlhf.models.gate import check_gate
 from rlhf.models.load import load_policy, load_tokenizer, save
 from rlhf.models.reward_models import RewardModels, Scores
 from rlhf.pipeline import Job
-from rlhf.replay import share_to_ratio
 from rlhf.rollout import Sample, sample_together, sampler
+from rlhf.training.finetune import fine_tune
+from rlhf.training.rehearsal import share_to_ratio
 
 
 def run(job: Job) -> None:

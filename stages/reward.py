@@ -15,7 +15,7 @@ from rlhf.models.load import load_tokenizer, reward_model_from_policy, save
 from rlhf.models.pair_batches import Batching
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
-from rlhf.trainers import Pair, Schedule, fit_reward, steps_of, warmup_steps
+from rlhf.training.trainers import Pair, Schedule, fit_reward, steps_of, warmup_steps
 
 
 def run(job: Job) -> None:

@@ -17,13 +17,13 @@ from rlhf.errors import DataError
 from rlhf.evaluation.gold import gold_report
 from rlhf.evaluation.intervals import of_mean, wilson
 from rlhf.evaluation.refusals import refuses
-from rlhf.finetune import fine_tune
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import InProcess
 from rlhf.models.load import freeze, load_policy, load_tokenizer
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample, sample
+from rlhf.training.finetune import fine_tune
 
 KINDS = ("safe", "border", "unsafe")
 

@@ -2,9 +2,9 @@
 
 from rlhf.data import feed
 from rlhf.data.types import write_jsonl
-from rlhf.finetune import fine_tune
 from rlhf.models.load import load_policy, load_tokenizer, save
 from rlhf.pipeline import Job
+from rlhf.training.finetune import fine_tune
 
 
 def run(job: Job) -> None:

@@ -75,7 +75,7 @@ def browser():
 @pytest.fixture(scope="session")
 def saves_of():
     """saves_of(track): saves that are never due."""
-    from rlhf.preemption import Stop
-    from rlhf.saves import Saves
+    from rlhf.resume.preemption import Stop
+    from rlhf.resume.saves import Saves
 
     return lambda track: Saves(track.folder, key="key", track=track, every=600, stop=Stop(), note=lambda *_, **__: None)

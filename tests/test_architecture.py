@@ -15,25 +15,17 @@ STAGES = sorted((ROOT / "stages").rglob("*.py"))
 FUNCTIONAL = [path for path in RLHF if "functional" in path.relative_to(ROOT).parts]
 
 TORCH_FREE = (
-    *("rlhf.errors", "rlhf.config", "rlhf.origins", "rlhf.schema", "rlhf.steps", "rlhf.decision", "rlhf.fingerprint"),
-    *(
-        "rlhf.meter",
-        "rlhf.pipeline",
-        "rlhf.checkpoint",
-        "rlhf.cli",
-        "rlhf.commands",
-        "rlhf.track",
-        "rlhf.report",
-        "stages",
-    ),
+    *("rlhf.checkpoint", "rlhf.cli", "rlhf.commands", "rlhf.config", "rlhf.errors", "rlhf.pipeline", "rlhf.report"),
+    *("rlhf.planning.decision", "rlhf.planning.room", "rlhf.planning.steps", "rlhf.processes.launch", "rlhf.schema"),
+    *("rlhf.provenance.fingerprint", "rlhf.provenance.meter", "rlhf.provenance.origins", "rlhf.tracking.track"),
     *("rlhf.data.types", "rlhf.microworld.language", "rlhf.microworld.oracle", "rlhf.microworld.annotator"),
-    "rlhf.microworld.corpus",
+    *("rlhf.microworld.corpus", "stages"),
 )
 
 DOORS = {
-    "trl": {"rlhf/trainers.py"},
-    "wandb": {"rlhf/wandb_run.py"},
-    "wandb_workspaces": {"rlhf/workspace.py"},
+    "trl": {"rlhf/training/trainers.py"},
+    "wandb": {"rlhf/tracking/wandb_run.py"},
+    "wandb_workspaces": {"rlhf/tracking/workspace.py"},
     "deepspeed": {"rlhf/models/load.py"},
     "peft": {"rlhf/models/adapters.py"},
     "vllm": {"rlhf/generation/vllm.py"},
@@ -61,7 +53,7 @@ def top(module: str) -> str:
 
 @pytest.mark.parametrize("path", RLHF, ids=name)
 def test_the_library_never_imports_a_stage(path):
-    allowed = {"stages"} if name(path) == "rlhf/steps.py" else set()  # the table, found by name
+    allowed = {"stages"} if name(path) == "rlhf/planning/steps.py" else set()  # the table, found by name
     assert {module for module in imports(path) if top(module) == "stages"} <= allowed
 
 

@@ -13,7 +13,7 @@ from rlhf.cli import BY_NAME, main
 from rlhf.commands import show
 from rlhf.config import load
 from rlhf.errors import ConfigError, DataError, DiskError, RlhfError, did_you_mean
-from rlhf.origins import known_settings
+from rlhf.provenance.origins import known_settings
 from rlhf.schema import STAGES
 
 HERE = Path(cli.__file__).parents[1]
@@ -200,9 +200,9 @@ def test_plan_and_status_of_a_run_that_never_was_create_nothing(capsys, tmp_path
 
 def test_status_tells_done_from_interrupted_failed_and_stale(capsys, tmp_path):
     from rlhf.checkpoint import open_artefact
-    from rlhf.decision import ingredients
-    from rlhf.meter import Journal
-    from rlhf.steps import expand
+    from rlhf.planning.decision import ingredients
+    from rlhf.planning.steps import expand
+    from rlhf.provenance.meter import Journal
 
     loaded, run_dir = load("tiny"), Path("runs/tiny")
     steps = {step.name: step for step in expand(loaded.recipe)}

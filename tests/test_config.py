@@ -6,7 +6,7 @@ import pytest
 
 from rlhf.config import known_configs, load
 from rlhf.errors import ConfigError, MissingError, did_you_mean
-from rlhf.origins import known_settings, show
+from rlhf.provenance.origins import known_settings, show
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from pydantic.fields import FieldInfo
 
 from rlhf.config import load
 from rlhf.data.sources import known_sources
-from rlhf.origins import known_settings, settings
+from rlhf.planning.steps import expand
+from rlhf.provenance.origins import known_settings, settings
 from rlhf.schema import STAGES, Source
-from rlhf.steps import expand
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))

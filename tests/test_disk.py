@@ -13,10 +13,10 @@ from rlhf import disk
 from rlhf.checkpoint import locked, open_artefact, verify
 from rlhf.disk import append_line, disk_errno, patience, write_text, written
 from rlhf.errors import DiskError
-from rlhf.meter import Journal
-from rlhf.room import ROOM, require_room, weights_of
+from rlhf.planning.room import ROOM, require_room, weights_of
+from rlhf.planning.steps import Step, expand
+from rlhf.provenance.meter import Journal
 from rlhf.schema import Recipe
-from rlhf.steps import Step, expand
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 
@@ -248,9 +248,9 @@ def test_needed_bytes_follow_the_models_and_are_explained(tmp_path, monkeypatch)
     ]
     # Artefacts: base copies nothing, sft 1, reward 2, ppo 1: 4 x 1,500. Saves: PPO's two learners x 6 x 1,500.
     need = 4 * 1500 + 2 * 6 * 1500 + ROOM
-    monkeypatch.setattr("rlhf.room.free_bytes", lambda path: need)
+    monkeypatch.setattr("rlhf.planning.room.free_bytes", lambda path: need)
     require_room(tmp_path / "tiny", steps, recipe)
-    monkeypatch.setattr("rlhf.room.free_bytes", lambda path: need - 1)
+    monkeypatch.setattr("rlhf.planning.room.free_bytes", lambda path: need - 1)
     with pytest.raises(DiskError, match=f"needs {need:,} bytes, {need - 1:,} are free") as caught:
         require_room(tmp_path / "tiny", steps, recipe)
     assert "6,000 for base to ppo, 18,000 for two saves" in str(caught.value.where)
@@ -267,5 +267,5 @@ def test_an_input_that_was_measured_goes_before_what_settings_say(tmp_path):
 
 
 def expand_without_data(recipe, monkeypatch):
-    monkeypatch.setattr("rlhf.steps._check_data", lambda recipe, stage: None)
+    monkeypatch.setattr("rlhf.planning.steps._check_data", lambda recipe, stage: None)
     return expand(recipe)

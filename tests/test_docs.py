@@ -9,7 +9,7 @@ import pytest
 from rlhf.cli import main, parse
 from rlhf.commands import COMMANDS
 from rlhf.errors import RlhfError
-from rlhf.origins import known_settings
+from rlhf.provenance.origins import known_settings
 from rlhf.schema import Source
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf.checkpoint import open_artefact
 from rlhf.cli import main
-from rlhf.health import RULES, Watch, examine, length_slope
+from rlhf.tracking.health import RULES, Watch, examine, length_slope
 
 WELL = {
     "gen/eos_rate": [0.6, 0.9, 0.99],

@@ -16,7 +16,7 @@ import pytest
 from rlhf.cli import main
 from rlhf.commands import COMMANDS
 from rlhf.errors import DataError, RlhfError
-from rlhf.origins import known_settings
+from rlhf.provenance.origins import known_settings
 from rlhf.schema import STAGES, Source
 
 PAGE = Path(__file__).with_name("errors.md")

@@ -17,10 +17,10 @@ from rlhf.cli import main
 from rlhf.data.chat import encode_prompt
 from rlhf.data.types import Turn
 from rlhf.export import export
+from rlhf.export.parity import compare
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import generate
 from rlhf.models.load import save
-from rlhf.parity import compare
 from rlhf.reporting.card import card
 from rlhf.schema import ModelConfig
 

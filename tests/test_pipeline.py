@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from rlhf import fingerprint, pipeline
+from rlhf import pipeline
 from rlhf.checkpoint import read_manifest, verify
 from rlhf.errors import ConfigError, DiskError, LockedError, MissingError, PreemptedError, RlhfError
+from rlhf.planning.steps import Stage, expand, select
+from rlhf.provenance import fingerprint
 from rlhf.schema import STAGES, Recipe
-from rlhf.steps import Stage, expand, select
 
 STAGE = """
 def run(job):
@@ -288,7 +289,9 @@ def test_code_reaches_through_imports_but_not_to_the_bookkeeping(world):
     world.write("base", "def run(job):\n    from rlhf.data import pool\n")
     deep = fingerprint.code_of(f"{world.package}.base")
     assert {"rlhf/data/pool.py", "rlhf/data/types.py"} <= set(deep)  # pool.py imports types.py
-    assert not any(path in deep for path in ("rlhf/errors.py", "rlhf/report.py", "rlhf/cli.py", "rlhf/track.py"))
+    assert not any(
+        path in deep for path in ("rlhf/errors.py", "rlhf/report.py", "rlhf/cli.py", "rlhf/tracking/track.py")
+    )
 
 
 def test_a_local_data_file_counts_by_content(world):
@@ -343,7 +346,7 @@ def test_a_stale_input_that_is_not_to_be_made_is_mentioned(world):
 
 
 def test_too_little_room_is_said_before_anything_starts(world, monkeypatch):
-    monkeypatch.setattr("rlhf.room.free_bytes", lambda path: 5)
+    monkeypatch.setattr("rlhf.planning.room.free_bytes", lambda path: 5)
     with pytest.raises(DiskError, match=r"runs/tiny needs 209,715,200 bytes, 5 are free"):
         world.run()
 
@@ -414,7 +417,7 @@ import sys
 sys.path[:0] = [{root!r}]
 from rlhf import pipeline, report
 from rlhf.schema import Recipe
-from rlhf.steps import Stage
+from rlhf.planning.steps import Stage
 report.write = lambda *a, **k: {{}}
 table = tuple(Stage(name, name, tuple(reads), rounds, module) for name, reads, rounds, module in {table!r})
 from pathlib import Path

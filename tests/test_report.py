@@ -504,7 +504,7 @@ def test_figures_are_not_rounded_into_another_claim(write: Callable[[float], str
 
 def test_the_command_line_can_import_the_report_without_paying_for_it() -> None:
     heavy = "{'torch', 'matplotlib', 'jinja2', 'wandb'}"
-    code = f"import sys, rlhf.report, rlhf.track; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, rlhf.report, rlhf.tracking.track; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
 

@@ -4,7 +4,7 @@ import pytest
 
 from rlhf.config import load
 from rlhf.errors import ConfigError
-from rlhf.steps import expand
+from rlhf.planning.steps import expand
 
 
 @pytest.mark.parametrize(

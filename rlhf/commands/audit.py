@@ -10,9 +10,10 @@ SHOWN = 5
 
 def main(request: Request) -> int:
     """rlhf audit."""
-    from rlhf import audit, pipeline
+    from rlhf import pipeline
     from rlhf.checkpoint import shown, verify
     from rlhf.errors import MissingError
+    from rlhf.provenance import audit
 
     loaded = request.load()
     steps = pipeline.select(pipeline.expand(loaded.recipe), request.stage)

@@ -18,7 +18,7 @@ def main(request: Request) -> int:
     if not folder.is_dir():
         raise MissingError(f"{shown(folder)} does not exist", hints=["make it: rlhf export"])
 
-    from rlhf.parity import compare
+    from rlhf.export.parity import compare
 
     findings = compare(artefact, folder, loaded.recipe.model)
     for number, finding in enumerate(findings, start=1):

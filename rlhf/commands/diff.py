@@ -9,8 +9,8 @@ from rlhf.commands.request import Request
 from rlhf.commands.text import table
 from rlhf.config import load
 from rlhf.errors import ConfigError
-from rlhf.origins import settings, show
-from rlhf.provenance import as_made, manifests
+from rlhf.provenance.manifests import as_made, manifests
+from rlhf.provenance.origins import settings, show
 
 
 def main(request: Request) -> int:

@@ -26,8 +26,8 @@ def of_run(request: Request) -> int:
     """Damaged artefacts and unhealthy metrics of a run."""
     from rlhf.artefacts import finished
     from rlhf.checkpoint import damage
-    from rlhf.health import examine
     from rlhf.report import metric_rows
+    from rlhf.tracking.health import examine
 
     loaded = request.load()
     sick = 0
@@ -46,8 +46,8 @@ def of_run(request: Request) -> int:
 
 def of_machine(request: Request) -> int:
     """Versions, cores, memory, disk, accounts; nothing heavy is imported and no secret shown."""
-    from rlhf.meter import versions
-    from rlhf.wandb_run import logged_in
+    from rlhf.provenance.meter import versions
+    from rlhf.tracking.wandb_run import logged_in
 
     loaded = request.load()
     rows = [[name, version] for name, version in versions().items()]

@@ -12,7 +12,8 @@ from rlhf.errors import ConfigError
 
 def main(request: Request) -> int:
     """rlhf launch."""
-    from rlhf import launch, pipeline, scripts
+    from rlhf import pipeline
+    from rlhf.processes import launch, scripts
 
     loaded, kind = request.load(), request.words[0]
     nodes, gpus = count(request, "nodes", 1), count(request, "gpus", 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlhf.commands.request import Request
 from rlhf.commands.text import table
 from rlhf.errors import ConfigError, did_you_mean
-from rlhf.metrics import METRICS, meaning_of
+from rlhf.tracking.metrics import METRICS, meaning_of
 
 
 def main(request: Request) -> int:

@@ -13,8 +13,8 @@ from rlhf.reporting.text import duration
 
 if TYPE_CHECKING:
     from rlhf.costs.stages import Cost, Hardware
+    from rlhf.planning.steps import Step
     from rlhf.schema import Recipe
-    from rlhf.steps import Step
 
 ENGINES = ("ddp", "fsdp", "zero2", "zero3")
 UNITS = {"": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}

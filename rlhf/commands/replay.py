@@ -10,8 +10,8 @@ from rlhf.commands.text import table
 
 def main(request: Request) -> int:
     """rlhf replay."""
-    from rlhf import bundle
     from rlhf.errors import NonFiniteError
+    from rlhf.training import bundle
 
     made, met = bundle.replay(Path(request.words[0]))
     place = made["place"]

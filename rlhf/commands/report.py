@@ -43,8 +43,8 @@ def side_by_side(request: Request, runs: list[str]) -> int:
     """Each run's report, and the page that compares them."""
     from rlhf.checkpoint import shown
     from rlhf.config import load
-    from rlhf.origins import settings
-    from rlhf.provenance import as_made
+    from rlhf.provenance.manifests import as_made
+    from rlhf.provenance.origins import settings
     from rlhf.report import redact_settings
     from rlhf.reporting.compare import draw
 
@@ -64,7 +64,7 @@ def write(loaded: Loaded) -> dict[str, Any]:
     from rlhf import pipeline, report
     from rlhf.checkpoint import shown
     from rlhf.errors import MissingError
-    from rlhf.provenance import as_made
+    from rlhf.provenance.manifests import as_made
 
     if not loaded.run_dir.is_dir():
         raise MissingError(

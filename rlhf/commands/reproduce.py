@@ -14,9 +14,10 @@ from rlhf.errors import ConfigError, MissingError, RlhfError
 
 def main(request: Request) -> int:
     """rlhf reproduce."""
-    from rlhf import lock, pipeline
+    from rlhf import pipeline
     from rlhf.checkpoint import read_manifest, shown, verify
-    from rlhf.provenance import as_made, manifests
+    from rlhf.provenance import lock
+    from rlhf.provenance.manifests import as_made, manifests
     from rlhf.schema import Recipe
 
     if request.overrides or request.config or request.stage:
@@ -68,7 +69,7 @@ def files(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
 
 def mixed(before: Mapping[str, Mapping[str, Any]], recipe: Any) -> Iterator[str]:
     """What of a step's settings is not as in the newest step's, so that one recipe cannot make both."""
-    from rlhf.fingerprint import changed_settings, relevant
+    from rlhf.provenance.fingerprint import changed_settings, relevant
 
     for name, manifest in before.items():
         stage = name.rpartition("-")[0] or name
@@ -78,7 +79,7 @@ def mixed(before: Mapping[str, Mapping[str, Any]], recipe: Any) -> Iterator[str]
 
 def other_code(before: Mapping[str, Mapping[str, Any]], modules: Mapping[str, str]) -> Iterator[str]:
     """The steps whose code is not what made them."""
-    from rlhf.fingerprint import code_of
+    from rlhf.provenance.fingerprint import code_of
 
     for name, module in modules.items():
         if before[name]["code"] != code_of(module):

@@ -9,13 +9,14 @@ from rlhf.commands.request import Request
 
 def main(request: Request) -> int:
     """rlhf run."""
-    from rlhf import pipeline, team
+    from rlhf import pipeline
     from rlhf.checkpoint import shown
+    from rlhf.processes import team
     from rlhf.reporting.text import plain, redact
 
     loaded = request.load()
     if "launch" in request.options:
-        from rlhf import launch
+        from rlhf.processes import launch
 
         described = launch.describe(request.options["launch"])
         steps = pipeline.select(pipeline.expand(loaded.recipe), request.stage)

@@ -9,8 +9,8 @@ from rlhf.errors import ConfigError, did_you_mean
 
 def main(request: Request) -> int:
     """rlhf show."""
-    from rlhf.origins import settings
-    from rlhf.origins import show as text
+    from rlhf.provenance.origins import settings
+    from rlhf.provenance.origins import show as text
 
     loaded = request.load()
     rows = [[name, text(value), loaded.origins[name]] for name, value, _ in settings(loaded.recipe)]

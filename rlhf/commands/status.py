@@ -7,14 +7,14 @@ from pathlib import Path
 from rlhf.commands.request import Request
 from rlhf.commands.text import table
 from rlhf.errors import RlhfError
-from rlhf.steps import Step
+from rlhf.planning.steps import Step
 
 
 def main(request: Request) -> int:
     """rlhf status."""
     from rlhf import pipeline
     from rlhf.checkpoint import is_locked
-    from rlhf.meter import Journal
+    from rlhf.provenance.meter import Journal
 
     loaded = request.load()
     run_dir = loaded.run_dir
@@ -34,7 +34,7 @@ def main(request: Request) -> int:
 def artefact(step: Step, run_dir: Path, stale: bool, reason: str, last: dict[str, str]) -> list[str]:
     """State, when, seconds, size and why of one step's artefact."""
     from rlhf.checkpoint import read_manifest
-    from rlhf.room import size
+    from rlhf.planning.room import size
 
     try:
         manifest = read_manifest(run_dir / step.name)

@@ -15,7 +15,7 @@ def main(request: Request) -> int:
     """rlhf sync."""
     exit_code = send(request)
     if entity := request.options.get("dashboard"):
-        from rlhf.workspace import workspace
+        from rlhf.tracking.workspace import workspace
 
         made = workspace(entity, os.environ.get("WANDB_PROJECT", "rlhf")).save()
         print(f"dashboard: {made.url}")
@@ -24,7 +24,7 @@ def main(request: Request) -> int:
 
 def send(request: Request) -> int:
     """Send every offline run that was not sent yet."""
-    from rlhf.wandb_run import logged_in
+    from rlhf.tracking.wandb_run import logged_in
 
     run_dir = request.load().run_dir
     waiting = [path for path in sorted((run_dir / "wandb").glob("offline-run-*")) if not list(path.glob("*.synced"))]

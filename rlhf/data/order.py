@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from rlhf import team
+from rlhf.processes import team
 
 
 class SimilarLengths(Sampler[int]):

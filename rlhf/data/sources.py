@@ -24,7 +24,7 @@ from rlhf.data.split import prompt_digest
 from rlhf.data.types import Dialogue, Preference, Prompt
 from rlhf.errors import ConfigError, DataError, MissingError, did_you_mean, disk_error
 from rlhf.schema import Source
-from rlhf.vetting import require_inside
+from rlhf.security.vetting import require_inside
 
 T = TypeVar("T")
 Parse = Callable[[Mapping[str, Any], Origin], T]

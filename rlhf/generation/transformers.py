@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from rlhf.finite import require_finite
 from rlhf.generation.protocol import Completion, Sampling
+from rlhf.training.finite import require_finite
 
 BLOCK = 256
 """Tokens of the vocabulary that are summed together before one of them is looked for."""

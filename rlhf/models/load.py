@@ -32,7 +32,7 @@ from rlhf.disk import written
 from rlhf.errors import MissingError, UnsafeError
 from rlhf.models import adapters
 from rlhf.schema import ModelConfig
-from rlhf.vetting import vet_model, vet_template
+from rlhf.security.vetting import vet_model, vet_template
 
 SOURCE = "source.json"
 TEMPLATE = "template.json"  # the digest of the chat template the weights belong to
@@ -122,7 +122,9 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint:
     checkpoint.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:
-        model.should_save_on_this_rank = lambda *_: True  # every process has a folder of its own (rlhf/team.py)
+        model.should_save_on_this_rank = lambda *_: (
+            True
+        )  # every process has a folder of its own (rlhf/processes/team.py)
         model.save_pretrained(str(checkpoint))
         del model.should_save_on_this_rank
         _save_tokenizer(tokenizer, checkpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.origins import show
+from rlhf.provenance.origins import show
 from rlhf.reporting import figures, table
 from rlhf.reporting.figures import Chart
 from rlhf.reporting.page import pages

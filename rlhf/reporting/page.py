@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rlhf.origins import show
+from rlhf.provenance.origins import show
 from rlhf.reporting import figures, rewards, table
 from rlhf.reporting.changes import Kind, word_changes
 from rlhf.reporting.graph import arcs

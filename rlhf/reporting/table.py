@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf.evaluation.intervals import wilson
-from rlhf.health import examine
 from rlhf.reporting.text import duration, percent, plain, two_places
+from rlhf.tracking.health import examine
 
 ABSENT = "–"
 RATINGS = ("significantly", "better", "slightly", "negligibly")

@@ -7,7 +7,7 @@ from rlhf.data.collate import Row
 from rlhf.data.fit import Fit
 from rlhf.data.types import Turn
 from rlhf.errors import DataError
-from rlhf.finetune import fitted
+from rlhf.training.finetune import fitted
 
 
 def test_one_token_over_by_hand():

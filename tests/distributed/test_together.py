@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import ConfigError, MissingError
-from rlhf.roll_call import compare
+from rlhf.processes.roll_call import compare
 
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = """
@@ -19,7 +19,10 @@ import sys, time
 from pathlib import Path
 import torch
 from torch import distributed
-from rlhf import meter, roll_call, team, watch
+from rlhf.provenance import meter
+from rlhf.processes import roll_call
+from rlhf.processes import team
+from rlhf.processes import watch
 from rlhf.config import load
 from rlhf.errors import RlhfError
 from rlhf.pipeline import expand

@@ -8,7 +8,7 @@ from benchmarks.claims import __main__ as runner
 from benchmarks.claims.table import ARMS, TABLE
 from rlhf.config import load
 from rlhf.evaluation.experiments import Experiment, at, judge, lower_bound
-from rlhf.steps import expand
+from rlhf.planning.steps import expand
 
 UP = Experiment("X", "it rises", "Fig 0", ("main",), {"gold": lambda arms: at(arms["main"], "policies/ppo/gold")})
 

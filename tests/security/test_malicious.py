@@ -20,7 +20,7 @@ from rlhf.data.sources import load_dialogues
 from rlhf.data.types import Turn
 from rlhf.errors import DataError, UnsafeError
 from rlhf.schema import Source
-from rlhf.vetting import vet_model, vet_template, vet_yaml
+from rlhf.security.vetting import vet_model, vet_template, vet_yaml
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rlhf.cli import main
+from rlhf.planning.steps import Stage
 from rlhf.reporting.text import redact
-from rlhf.steps import Stage
 
 # Made up, in the shape of the real ones. Where each is put is said in `world`.
 CANARIES = {
@@ -172,7 +172,7 @@ def test_text_of_others_cannot_steer_the_terminal(world, capsys):
     from rich.console import Console
 
     from rlhf.commands.text import table
-    from rlhf.track import Tracker
+    from rlhf.tracking.track import Tracker
 
     table([["a", ATTACK], ["b", "c"]])
     assert main([f"r\x1b[2Jun{ATTACK}"]) == 2

@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 from rlhf.job import job_of as make_job
-from rlhf.meter import Journal
-from rlhf.preemption import Stop
+from rlhf.planning.steps import Step
+from rlhf.provenance.meter import Journal
+from rlhf.resume.preemption import Stop
 from rlhf.schema import Recipe
-from rlhf.steps import Step
-from rlhf.track import Tracker
+from rlhf.tracking.track import Tracker
 
 
 @pytest.fixture

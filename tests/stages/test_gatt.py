@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf import finetune
-from rlhf import replay as best_of_k
 from rlhf.data.chat import encode_dialogue, encode_prompt
 from rlhf.data.conversations import Change, Conversation
 from rlhf.data.instructions import Instruction
@@ -16,6 +14,8 @@ from rlhf.data.types import Dialogue, Prompt, Turn, read_jsonl
 from rlhf.generation.protocol import Completion, Sampling
 from rlhf.models.score import score
 from rlhf.rollout import Sample
+from rlhf.training import finetune
+from rlhf.training import rehearsal as best_of_k
 from stages import gatt
 
 LONG, SHORT = "always end with lantern", "end : lantern"

@@ -20,7 +20,7 @@ from rlhf.models.load import freeze, load_policy
 from rlhf.models.score import score, token_values
 from rlhf.rollout import Rollout, completion_logprobs
 from rlhf.schema import AdamW, ModelConfig
-from rlhf.trainers import Schedule, fit_lm
+from rlhf.training.trainers import Schedule, fit_lm
 from stages import ppo
 
 SMALL = {"batch_size": 8, "minibatch_size": 4, "max_new_tokens": 6, "heldout_prompts": 4, "learning_rate": 1e-3}

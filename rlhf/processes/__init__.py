@@ -1,0 +1,1 @@
+"""Several processes, one run: started, checked against one another, and watched."""

@@ -1,0 +1,108 @@
+"""Several processes, one run: the first leads and decides, the others do each stage's work beside it.
+
+All are started alike, by `accelerate launch -m rlhf run ...`. The leader's run is an ordinary one; before each stage it
+says which, and every process then runs the same job, so that no collective depends on the rank. Only the leader's
+folder is kept, only its voice is heard; what the others say goes to `logs/rank-N.log` in the run's folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlhf.planning.steps import Step
+    from rlhf.schema import Recipe
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def size() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def call(stage: str | None) -> str | None:
+    """The leader's word, which every process hears: the step to do now, or None when all is done."""
+    if size() == 1:
+        return stage
+    from accelerate import PartialState
+    from torch import distributed
+
+    PartialState()  # the process group, as accelerate's launcher describes it
+    word = [stage]
+    distributed.broadcast_object_list(word, src=0)
+    return word[0]
+
+
+@contextmanager
+def led() -> Iterator[None]:
+    """Around the leader's run: when it ends well, the others are told. When it fails, the launcher ends them."""
+    yield
+    call(None)
+
+
+def follow(work: Callable[[str], None]) -> None:
+    """Do every step that the leader calls."""
+    while (step := call(None)) is not None:
+        work(step)
+
+
+def beside(step: Step, recipe: Recipe, run_dir: Path) -> None:
+    """A follower's part in a step: the same job, in a folder that nobody keeps, by a voice that nobody hears."""
+    from rich.console import Console
+
+    from rlhf.job import Job, job_of
+    from rlhf.processes import roll_call, watch
+    from rlhf.provenance.meter import Journal
+    from rlhf.resume.preemption import Stop
+    from rlhf.tracking.track import Tracker
+
+    run: Callable[[Job], None] = importlib.import_module(step.module).run
+    (run_dir / "logs").mkdir(exist_ok=True)
+    log = run_dir / "logs" / f"rank-{rank()}.log"
+    # Beside the leader's folder, so that relative paths out of a checkpoint are the same.
+    with (
+        log.open("a", encoding="utf-8") as file,
+        TemporaryDirectory(prefix=f".{step.name}.rank-", dir=run_dir) as folder,
+        Tracker(Path(folder), run=recipe.run, step=step.name, console=Console(file=file)) as track,
+    ):
+        try:
+            journal = Journal(Path(folder) / "events.jsonl")
+            with watch.over(step.name, run_dir):
+                roll_call.hold(step, recipe, run_dir)
+                run(job_of(step, recipe, run_dir, Path(folder), track, "", journal, Stop()))
+        except BaseException as error:
+            file.write("".join(traceback.format_exception(error)))
+            raise
+
+
+def gathered(rows: list[int]) -> list[int]:
+    """The rows of all processes, in the order of their numbers."""
+    if size() == 1:
+        return rows
+    from torch import distributed
+
+    parts: list[list[int]] = [[]] * size()
+    distributed.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if size() > 1:
+        from torch import distributed
+
+        distributed.all_reduce(tensor)
+    return tensor

@@ -1,0 +1,1 @@
+"""What comes from others is looked at before it is read."""

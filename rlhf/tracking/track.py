@@ -1,0 +1,247 @@
+"""What a stage tells the world: a progress bar, metrics, samples, its ledger and, as a copy, Weights & Biases.
+
+The files are the truth and W&B never is: it is imported on the first metric only, its start is time-boxed, and whatever
+fails inside it is said once and then ignored (rlhf/tracking/wandb_run.py).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+
+from rlhf.errors import NonFiniteError
+from rlhf.provenance.meter import peak_rss_mb
+from rlhf.reporting.text import duration, plain, redact
+from rlhf.resume.streams import Streams
+from rlhf.tracking.wandb_run import WandbMode, WandbRun
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class Progress(Protocol):
+    """What `Tracker.progress` hands to the loop it counts."""
+
+    def advance(self, n: int = 1, **shown: float) -> None:
+        """Count `n` more; `shown` are the figures to stand beside the bar, the newest of each name."""
+
+
+class Tracker:
+    """The voice of one step.
+
+    Args:
+        folder: the step's artefact folder while it is being written, inside the run's folder.
+        run: name of the run; groups the steps in W&B.
+        step: name of the step, such as `rejection-2`.
+        wandb_mode: `auto` is online when logged in and offline otherwise; offline files go to `<run folder>/wandb`.
+        config: resolved settings to show in W&B, redacted first.
+        fingerprint: of the step; another fingerprint is another run in W&B, the same one is continued.
+        console: where to print; stdout by default.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        run: str,
+        step: str,
+        wandb_mode: WandbMode = "disabled",
+        config: Mapping[str, Any] | None = None,
+        fingerprint: str = "",
+        console: Console | None = None,
+    ) -> None:
+        self.tokens = 0  # trained on or generated; a stage counts them here, and the manifest keeps the sum
+        self.folder = folder
+        self.step = step
+        self.console = console or Console(soft_wrap=True, highlight=False)
+        self._started = monotonic()
+        self.streams = Streams(folder)
+        self._rows = 0
+        self._bars: RichProgress | None = None
+        self._wandb = WandbRun(
+            wandb_mode,
+            folder.parent,
+            run,
+            step,
+            job_type=stage_of(step),
+            config=config or {},
+            fingerprint=fingerprint,
+            say=self.say,
+        )
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Append one line to metrics.jsonl: `{"step": n, "time": seconds since the start, name: value, ...}`.
+
+        Raises:
+            NonFiniteError: a value is nan or infinite; nothing is written then.
+        """
+        numbers = {name: float(value) for name, value in values.items()}
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(
+                    f"{name} is {value} at step {step} of {self.step}",
+                    where=f"stage {stage_of(self.step)}, logged to {self.folder / 'metrics.jsonl'}",
+                    hints=[
+                        f"a smaller learning rate is the usual cure: {stage_of(self.step)}.learning_rate=...",
+                        "in bfloat16, see whether it also happens with model.dtype=float32",
+                    ],
+                )
+        self.streams.append("metrics.jsonl", {"step": step, "time": round(monotonic() - self._started, 3), **numbers})
+        self._rows += 1
+        # A killed life has shown W&B the rows before; they came again, the same, and are not sent twice.
+        if self._rows > self.streams.published:
+            self._wandb.log({"step": step, **numbers}, number=self._rows)
+
+    def sample(self, row: Mapping[str, Any]) -> None:
+        """Append one generated text with its scores to samples.jsonl, exactly as it was generated."""
+        self.streams.append("samples.jsonl", dict(row))
+
+    def ledger_of(self, part: str, ids: Sequence[str | Sequence[str]], *, draws: int, epochs: int) -> None:
+        """Open a part of the ledger: the samples, and how many of them an epoch takes, in turn and round and round."""
+        self.streams.append("ledger.jsonl", {"part": part, "ids": list(ids), "draws": draws, "epochs": epochs})
+
+    def ledger(self, part: str, *, step: int, epoch: int, rows: Sequence[int]) -> None:
+        """One optimizer step was made, from these draws: number d is sample d modulo their number. Steps from 1 on."""
+        self.streams.append("ledger.jsonl", {"part": part, "step": step, "epoch": epoch, "rows": list(rows)})
+
+    def state(self) -> dict[str, float]:
+        """What it counts, for a save."""
+        return {"tokens": self.tokens, "rows": self._rows, "seconds": monotonic() - self._started}
+
+    def restore(self, save: Path, state: Mapping[str, float]) -> None:
+        """Put lines and counts back to what a save holds."""
+        self.streams.restore(save)
+        self.tokens, self._rows = int(state["tokens"]), int(state["rows"])
+        self._started = monotonic() - state["seconds"]
+
+    def say(self, text: str) -> None:
+        """Print one line, above the bar if there is one; whatever would steer the terminal is taken out."""
+        self.console.print(plain(redact(text)), markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def progress(self, total: int, what: str) -> Iterator[Progress]:
+        """Count a loop: a bar with its estimated end on a terminal; elsewhere a line at start, end and every 30 s."""
+        name = f"[{self.step}]" if what in (self.step, stage_of(self.step)) else f"[{self.step}] {plain(what)}"
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            with self._bar(total, name) as bar:
+                yield bar
+        else:
+            lines = _Lines(self.say, name, total, lambda: self.tokens)
+            try:
+                yield lines
+            finally:
+                lines.end()
+
+    @contextmanager
+    def _bar(self, total: int, name: str) -> Iterator[Progress]:
+        # One live display for nested loops: the outermost starts and stops it.
+        outermost = self._bars is None
+        if self._bars is None:
+            self._bars = _rich_bars(self.console)
+            self._bars.start()
+        bars = self._bars
+        try:
+            yield _Bar(bars, bars.add_task(name, total=total, tail=""), total)
+        finally:
+            if outermost:
+                self._stop_bars()
+
+    def _stop_bars(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def close(self) -> None:
+        """Finish the bar, the files and W&B; a second call does nothing."""
+        # A loop that an exception left without closing its bar would otherwise close it when the interpreter ends.
+        self._stop_bars()
+        self.streams.close()
+        self._wandb.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def stage_of(step: str) -> str:
+    """`rejection-2` is a step of stage `rejection`."""
+    return re.sub(r"-\d+$", "", step)
+
+
+def _figures(shown: Mapping[str, float]) -> str:
+    return "".join(f"  {name} {value:.4g}" for name, value in shown.items())
+
+
+def _seconds_left(done: int, total: int, elapsed: float) -> float:
+    return max(total - done, 0) * elapsed / max(done, 1)
+
+
+class _Lines:
+    """Progress in a log file: every line stands alone and can be searched for."""
+
+    def __init__(self, say: Callable[[str], None], name: str, total: int, tokens: Callable[[], int]) -> None:
+        self._say, self._name, self._total = say, name, total
+        self._tokens, self._tokens_before = tokens, tokens()
+        self._done = 0
+        self._shown: dict[str, float] = {}
+        self._started = self._last = monotonic()
+        say(f"{name} 0/{total}")
+
+    def advance(self, n: int = 1, **shown: float) -> None:
+        self._done += n
+        self._shown |= shown
+        now = monotonic()
+        if now - self._last >= SECONDS_BETWEEN_LINES and 0 < self._done < self._total:
+            self._last = now
+            left = _seconds_left(self._done, self._total, now - self._started)
+            percent = 100 * self._done // self._total
+            self._say(f"{self._count()}  {percent}%  eta {duration(left)}{_figures(self._shown)}{self._cost()}")
+
+    def end(self) -> None:
+        """The last line: how far it came, in what time."""
+        self._say(f"{self._count()}  in {duration(monotonic() - self._started)}{_figures(self._shown)}{self._cost()}")
+
+    def _cost(self) -> str:
+        """Tokens a second of this loop, where it counts them, and the process's memory at its fullest."""
+        tokens, seconds = self._tokens() - self._tokens_before, monotonic() - self._started
+        if tokens <= 0 or seconds <= 0:
+            return ""
+        return f"  {tokens / seconds:,.0f} tokens/s  peak {peak_rss_mb():,.0f} MB"
+
+    def _count(self) -> str:
+        return f"{self._name} {self._done}/{self._total}"
+
+
+class _Bar:
+    """Progress on a terminal: one line of a live display."""
+
+    def __init__(self, bars: RichProgress, task: TaskID, total: int) -> None:
+        self._bars, self._task, self._total = bars, task, total
+        self._done = 0
+        self._shown: dict[str, float] = {}
+        self._started = monotonic()
+
+    def advance(self, n: int = 1, **shown: float) -> None:
+        self._done += n
+        self._shown |= shown
+        elapsed = monotonic() - self._started
+        left = _seconds_left(self._done, self._total, elapsed)
+        time = f"eta {duration(left)}" if self._done < self._total else f"in {duration(elapsed)}"
+        self._bars.update(self._task, advance=n, tail=time + _figures(self._shown))
+
+
+def _rich_bars(console: Console) -> RichProgress:
+    name = TextColumn("{task.description}", markup=False)
+    tail = TextColumn("{task.fields[tail]}", markup=False)
+    return RichProgress(name, BarColumn(bar_width=24), MofNCompleteColumn(), tail, console=console)

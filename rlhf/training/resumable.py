@@ -1,0 +1,168 @@
+"""A Hugging Face Trainer that keeps its place in our saves, writes the ledger, and takes no step that is not finite.
+
+The Trainer's own checkpoints are pickles in part, and one that is half written blocks the run. Its hooks for writing
+and reading them are filled with ours; the loop, and how it finds its place in an epoch again, stay its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+
+from rlhf.errors import NonFiniteError
+from rlhf.processes import team
+from rlhf.resume.saves import Saves
+from rlhf.resume.state import pack, random_state, set_random_state, unpack
+from rlhf.tracking.track import Tracker
+
+
+class ResumableTrainer(Trainer):
+    """Mixed into TRL's trainers. A batch must have a column `row`, the places of its samples in `ids`."""
+
+    def fit(
+        self,
+        *,
+        saves: Saves,
+        track: Tracker,
+        part: str,
+        ids: Sequence[str | Sequence[str]],
+        steps_per_epoch: int,
+        epochs: int,
+    ) -> None:
+        """Train, from the last save of this part on if there is one."""
+        self.saves, self.track, self.part, self.ids, self.steps_per_epoch = saves, track, part, ids, steps_per_epoch
+        self.micro_batches: list[Mapping[str, Tensor]] = []
+        self.losses: list[Tensor] = []
+        self.rows: list[int] = []
+        track.ledger_of(part, ids, draws=len(ids), epochs=epochs)
+        self.add_callback(AfterStep(self))
+        save = saves.begin(part)
+        with saves.stop.patience():
+            if save is None:
+                self.train()
+            else:
+                self.held = unpack(save.state, save.tensors())
+                place = Path(self.args.output_dir) / TRAINER_STATE_NAME  # the one file it insists on reading itself
+                place.write_text(json.dumps(self.held["trainer"]), encoding="utf-8")
+                self.train(resume_from_checkpoint=self.args.output_dir)
+        saves.finish(part)
+
+    # --- the Trainer's hooks ---
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        state = {
+            "trainer": dataclasses.asdict(self.state),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.lr_scheduler.state_dict(),
+            "random": random_state(),
+            # what the next line of metrics will be the mean of
+            "loss": self._tr_loss,
+            "loss_logged": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+            "metrics": dict(self._metrics["train"]),
+            "tokens": self._total_train_tokens,
+        }
+        self.saves.write(self.part, *pack(state))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.model.load_state_dict(self.held["model"])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.optimizer.load_state_dict(self.held["optimizer"])
+            self.lr_scheduler.load_state_dict(self.held["scheduler"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        # Called where the loop goes on, after it has set its running means to zero.
+        set_random_state(self.held["random"])
+        self._tr_loss = self.held["loss"].to(self.args.device)
+        self._total_loss_scalar, self._globalstep_last_logged = self.held["loss_logged"], self.held["last_logged"]
+        self._metrics["train"].update(self.held["metrics"])
+        self._total_train_tokens = self.held["tokens"]
+
+    def training_step(self, model: Any, inputs: Mapping[str, Tensor], *more: Any) -> Tensor:
+        """Forward and backward of one micro-batch."""
+        tensors = {name: tensor for name, tensor in inputs.items() if name != "row"}
+        self.rows += inputs["row"].tolist()
+        self.micro_batches.append(tensors)
+        loss: Tensor = super().training_step(model, tensors, *more)
+        self.losses.append(loss.detach())
+        return loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)
+        if not bool(torch.isfinite(torch.stack([torch.as_tensor(norm).to(self.losses[0]), *self.losses])).all()):
+            raise self._garbage()
+        return norm
+
+    # --- the steps ---
+
+    def after_step(self) -> None:
+        """The optimizer has made a step: enter what it was made from."""
+        step = self.state.global_step
+        rows = [row for row in team.gathered(self.rows) if row < len(self.ids)]  # beyond are fillers
+        self.track.ledger(self.part, step=step, epoch=(step - 1) // self.steps_per_epoch, rows=rows)
+        self.rows, self.micro_batches, self.losses = [], [], []
+
+    def _garbage(self) -> NonFiniteError:
+        """What of the step is not finite, row by row: the first tensor, and the samples it comes from."""
+        bad, tensor = [], ""
+        # Row by row on one process only: of several, each would wait for the others' gradients.
+        for place in self.rows if team.size() == 1 else ():
+            found = self._first_bad(self._prepare_inputs(self.data_collator([self.train_dataset[place]])))
+            if found:
+                bad.append(place)
+                tensor = tensor or found
+        if not bad:  # finite row by row: it is the sum that overflows
+            bad = [row for row in self.rows if row < len(self.ids)]
+            finite = bool(torch.isfinite(torch.stack(self.losses)).all())
+            tensor = "the gradient" if finite else "the loss"
+        batch = {f"{i}.{name}": value for i, inputs in enumerate(self.micro_batches) for name, value in inputs.items()}
+        return NonFiniteError(
+            f"{tensor} is not finite at step {self.state.global_step + 1} of {self.part}",
+            where=f"{self.track.step}, before the optimizer's step; samples {named(self.ids, bad)}",
+            hints=["a smaller learning rate is the usual cure"],
+            tensor=tensor,
+            part=self.part,
+            step=self.state.global_step + 1,
+            rows=bad,
+            batch=batch,
+        )
+
+    def _first_bad(self, inputs: Mapping[str, Tensor]) -> str | None:
+        self.model.zero_grad()
+        loss = self.compute_loss(self.model, {name: tensor for name, tensor in inputs.items() if name != "row"})
+        if not bool(torch.isfinite(loss).all()):
+            return "the loss"
+        loss.backward()
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+                return f"the gradient of {name}"
+        return None
+
+
+class AfterStep(TrainerCallback):
+    """After every optimizer step: the ledger, and a save if one is due."""
+
+    def __init__(self, trainer: ResumableTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.after_step()
+        if self.trainer.saves.due():
+            control.should_save = True
+
+
+def named(ids: Sequence[str | Sequence[str]], rows: Sequence[int]) -> str:
+    """The first few samples by name."""
+    names = [ids[row] if isinstance(ids[row], str) else "+".join(ids[row]) for row in rows]
+    return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if names[5:] else "")

@@ -1,0 +1,204 @@
+"""Scripts that start a run elsewhere, carried out beside a Slurm that is none; and what is refused before a start."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlhf import pipeline
+from rlhf.cli import main
+from rlhf.config import load
+from rlhf.errors import ConfigError, MissingError, RlhfError
+from rlhf.processes import launch
+
+ROOT = Path(__file__).resolve().parents[2]
+# A srun that does the work twice, as two machines would; one node after the other is enough to see what each is told.
+SRUN = """#!/usr/bin/env bash
+shift
+for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@" || exit; done
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [ "$1" = show ]; then printf 'node-a\\nnode-b\\n'; else echo "$@" >> asked; fi
+"""
+RLHF = """#!/usr/bin/env bash
+echo "$RLHF_MACHINE_RANK of $RLHF_MACHINES, $RLHF_PROCESSES at $RLHF_MAIN_ADDRESS:$RLHF_MAIN_PORT," \\
+    "$TORCH_DISABLE_SHARE_RDZV_TCP_STORE: $*" >> told
+exit "${FAKE_CODE:-0}"
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A folder with a script for two machines of four, and the programs that it calls."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RLHF_RUNS", raising=False)
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "rlhf": RLHF}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "123456")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node-[a-b]")
+    assert main(["launch", "slurm", "nodes=2", "gpus=4", "stage=sft", "microworld.instruction_share=0.5"]) == 0
+    return tmp_path
+
+
+def test_a_slurm_script_asks_for_what_was_said_and_can_be_read_by_bash(cluster):
+    lines = (cluster / "tiny.slurm").read_text().splitlines()
+    asked = {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")}
+    assert asked >= {"--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=4", "--requeue", "--signal=B:USR1@120"}
+    subprocess.run(["bash", "-n", "tiny.slurm"], check=True)
+
+
+def test_every_machine_is_told_its_number_and_where_the_first_is(cluster):
+    assert subprocess.run(["bash", "tiny.slurm"]).returncode == 0
+    assert (cluster / "told").read_text().splitlines() == [
+        f"{rank} of 2, 8 at node-a:23456, 1: run launch=ddp microworld.instruction_share=0.5 stage=sft"
+        for rank in (0, 1)
+    ]
+    assert not (cluster / "asked").exists()
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(75, True), (1, False), (2, False)])
+def test_what_was_asked_to_stop_goes_back_to_the_queue_and_what_failed_does_not(cluster, monkeypatch, code, requeued):
+    monkeypatch.setenv("FAKE_CODE", str(code))
+    assert subprocess.run(["bash", "tiny.slurm"]).returncode == code
+    assert (cluster / "asked").exists() == requeued
+    assert not requeued or (cluster / "asked").read_text() == "requeue 123456\n"
+
+
+def test_shortly_before_its_time_is_up_the_work_is_asked_to_stop(cluster):
+    """The work says 75 when it gets SIGTERM, as `rlhf run` does, and takes a moment for it."""
+    (cluster / "srun").write_text(
+        "#!/usr/bin/env bash\ntrap 'sleep 0.3; exit 75' TERM\ntouch started\nwhile true; do sleep 0.05; done\n"
+    )
+    job = subprocess.Popen(["bash", "tiny.slurm"])
+    while not (cluster / "started").exists():
+        time.sleep(0.02)
+    job.send_signal(10)  # SIGUSR1
+    assert job.wait(timeout=20) == 75
+    assert (cluster / "asked").read_text() == "requeue 123456\n"
+
+
+def test_a_script_for_machines_without_a_scheduler(cluster, capsys):
+    assert main(["launch", "accelerate", "nodes=2", "gpus=4", "stage=sft", "--dry-run"]) == 0
+    script = capsys.readouterr().out
+    assert not (cluster / "tiny.sh").exists()
+    (cluster / "here.sh").write_text(script)
+    subprocess.run(["bash", "here.sh", "1", "10.0.0.7"], check=True)
+    assert (cluster / "told").read_text() == "1 of 2, 8 at 10.0.0.7:29500, 1: run launch=ddp stage=sft\n"
+
+
+@pytest.mark.parametrize("kind", ["slurm", "accelerate"])
+def test_a_word_with_blanks_and_quotes_arrives_as_it_was_typed(cluster, kind, capsys):
+    shutil.copy(ROOT / "configs" / "tiny.yaml", cluster / "it's mine.yaml")
+    assert main(["launch", kind, "gpus=4", "config=it's mine.yaml", "run=mine", "--dry-run"]) == 0
+    (cluster / "script").write_text(capsys.readouterr().out)
+    assert subprocess.run(["bash", "script"]).returncode == 0
+    assert "run launch=ddp config=it's mine.yaml run=mine\n" in (cluster / "told").read_text()
+
+
+@pytest.mark.parametrize("words", [["nodes=0"], ["gpus=two"], ["gpus=5", "sft.batch_size=16"]])
+def test_what_could_not_run_is_not_written(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["launch", "slurm", *words]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+# --- refused before anything starts ---
+
+
+def refusal(*words, processes=2, spread="ddp", absent=(), monkeypatch=None) -> RlhfError:
+    recipe = load("tiny", words).recipe
+    if monkeypatch:
+        monkeypatch.setattr(launch, "find_spec", lambda name: None if name in absent else True)
+    with pytest.raises(RlhfError) as caught:
+        launch.check(recipe, pipeline.expand(recipe), processes, spread)
+    return caught.value
+
+
+QLORA = ("model.quantisation=nf4", "model.lora.rank=8")
+
+
+def test_four_bit_weights_cannot_be_cut_in_parts(monkeypatch):
+    error = refusal(*QLORA, spread="zero3", monkeypatch=monkeypatch)
+    assert isinstance(error, ConfigError)
+    assert "model.quantisation=nf4 cannot be spread by zero3" in error.what
+
+
+@pytest.mark.parametrize(
+    ("words", "spread", "absent", "extra"),
+    [(QLORA, "ddp", "bitsandbytes", "rlhf[quantisation]"), ((), "zero2", "deepspeed", "rlhf[deepspeed]")],
+)
+def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, words, spread, absent, extra):
+    error = refusal(*words, spread=spread, absent=(absent,), monkeypatch=monkeypatch)
+    assert isinstance(error, MissingError)
+    assert absent in error.what
+    assert f"install it: pip install '{extra}'" in error.hints
+
+
+@pytest.mark.parametrize("spread", ["fsdp", "zero2", "zero3"])
+def test_an_engine_that_does_not_run_is_refused(monkeypatch, spread):
+    assert f"{spread} does not run yet" in refusal(spread=spread, monkeypatch=monkeypatch).what
+
+
+def test_processes_that_do_not_divide_the_batch():
+    error = refusal("sft.batch_size=10", "stages=[base,sft]", processes=4)
+    assert error.what == "sft.batch_size (10) must be a multiple of microbatch_size * processes (4)"
+    assert error.hints == ("set sft.batch_size=12",)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("{distributed_type: FSDP, num_processes: 2}", "fsdp does not run yet"),
+        ("{distributed_type: MULTI_CPU, use_cpu: true, num_processes: 7}", "must be a multiple of microbatch_size * p"),
+        ("{distributed_type: !!python/object:os.system {}}", "would make an object"),
+    ],
+)
+def test_a_launch_file_is_read_before_it_is_obeyed(tmp_path, monkeypatch, capsys, file, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(file)
+    assert main(["run", "launch=mine.yaml"]) != 0
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variables", "spread"),
+    [
+        ({}, "ddp"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "fsdp"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "zero3"),
+    ],
+)
+def test_accelerates_own_launcher_says_its_engine_in_the_environment(monkeypatch, variables, spread):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert launch.engine() == spread
+
+
+def test_the_launcher_is_told_where_the_rendezvous_is(monkeypatch):
+    """Two machines: only the first hosts it, and a lost one may come again."""
+    words = []
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", lambda parsed: words.append(parsed))
+    for rank in "01":
+        for name, value in {"MACHINES": "2", "PROCESSES": "8", "MACHINE_RANK": rank, "MAIN_ADDRESS": "a"}.items():
+            monkeypatch.setenv(f"RLHF_{name}", value)
+        monkeypatch.setenv("RLHF_MAIN_PORT", "29500")
+        assert launch.start("ddp", ["stage=sft"]) == 0
+    for rank, parsed in enumerate(words):
+        assert (parsed.num_machines, parsed.num_processes, parsed.machine_rank) == (2, 8, rank)
+        assert (parsed.rdzv_backend, parsed.rdzv_conf) == ("c10d", f"is_host={1 - rank}")
+        assert (parsed.main_process_ip, parsed.main_process_port, parsed.max_restarts) == ("a", 29500, launch.RESTARTS)
+    assert os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+
+
+def test_launch_loads_no_torch():
+    script = (
+        "import sys; from rlhf.cli import main; assert main(['launch', 'slurm', 'gpus=4', '--dry-run']) == 0;"
+        "assert not {'torch', 'transformers', 'accelerate'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, capture_output=True)
