@@ -117,6 +117,13 @@ def test_every_source_is_known_and_serves_its_role(name):
                 assert source.split in entry["splits"]
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "tiny"])
+def test_pairs_of_sets_that_nobody_graded_are_given_a_margin(name):
+    reward = load(name).recipe.reward
+    assert {source.name for source in reward.data} == {"Anthropic/hh-rlhf"}  # which says which, not by how much
+    assert reward.unrated_margin == 0  # else the stage refuses them, after all of sft
+
+
 @pytest.mark.parametrize("name", LLAMA2)
 def test_the_llama_2_recipes_are_the_papers(name):
     found = values(name)
