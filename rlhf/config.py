@@ -214,6 +214,8 @@ def explain(error: ValidationError, given: Given) -> ConfigError:
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         message = "must be a group of settings"
         hints = [f"set one of them: {name}.KEY=VALUE" if is_section(name) else f"write {{name: {got}}}"]
+    if kind == "tuple_type":
+        message = "must be a list"
     if kind == "literal_error":
         hints = [hint for hint in [did_you_mean(str(problem["input"]), message.split("'")[1::2])] if hint]
     message = message.replace("Input should be", "must be").split(", unable to parse")[0]

@@ -81,6 +81,13 @@ def preflight(
     if coming and recipe.model.path is not None:
         vet_model(recipe.model.path)
         vet_templates(recipe.model.path)
+        folder = Path(recipe.model.path).expanduser()
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise MissingError(
+                f"{recipe.model.path} holds no model: it has no config.json",
+                where="model.path",
+                hints=["name a folder as save_pretrained leaves it: config.json, safetensors, the tokenizer's files"],
+            )
     require_room(run_dir, [step for step, decision in planned if decision.run], recipe)
 
 

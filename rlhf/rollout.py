@@ -22,7 +22,7 @@ from rlhf.functional.logprobs import chosen_logprobs
 from rlhf.generation.protocol import Completion, Engine, Sampling
 from rlhf.generation.ranks import dealt
 from rlhf.generation.transformers import InProcess
-from rlhf.models.load import load_policy
+from rlhf.models.load import context_of, load_policy, load_tokenizer
 from rlhf.models.score import pad_right, token_values
 from rlhf.provenance.fingerprint import digest
 from rlhf.resume.shards import kept
@@ -78,7 +78,7 @@ def sample(
     """
     ids = [encode_prompt(tokenizer, prompt.turns) for prompt in prompts]
     engine = InProcess(policy) if isinstance(policy, torch.nn.Module) else policy
-    _check_room(engine.context, prompts, ids, sampling)
+    _check_room(engine.context, prompts, ids, sampling.max_new_tokens)
     answers: list[list[Completion]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))
     # As the engine would batch them, so that keeping them changes no batch.
@@ -124,10 +124,16 @@ def sample_together(
     )
 
 
-def _check_room(limit: int, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]], sampling: Sampling) -> None:
+def require_fit(checkpoint: Path, prompts: Sequence[Prompt], *, longest: int) -> None:
+    """DataError, before any model is loaded, if a prompt and the longest answer to it do not fit into the context."""
+    tokenizer, different = load_tokenizer(checkpoint), list({prompt.turns: prompt for prompt in prompts}.values())
+    ids = [encode_prompt(tokenizer, prompt.turns) for prompt in different]
+    _check_room(context_of(checkpoint), different, ids, longest)
+
+
+def _check_room(limit: int, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]], longest: int) -> None:
     """DataError if a prompt and its answer might not fit into the context: positions beyond it were never trained."""
     for prompt, row in zip(prompts, ids, strict=True):
-        longest = sampling.max_new_tokens
         if len(row) + longest > limit:
             raise DataError(
                 f"a prompt of {len(row)} tokens and an answer of {longest} exceed the context of {limit}",

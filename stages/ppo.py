@@ -36,6 +36,7 @@ from rlhf.rollout import (
     logprobs_of,
     mean_kl,
     padding_share,
+    require_fit,
     sample_together,
 )
 from rlhf.tracking.health import Watch, length_slope
@@ -65,10 +66,12 @@ def run(job: Job) -> None:
     """Climb the combined reward; keep the policy that was best on held-out prompts."""
     config, track = job.config, job.track
     check_gate(job.one("reward"), config, stage="ppo", say=track.say)
+    # Prompts first: one that is malformed or too long is said before any model is loaded, not in its iteration.
+    prompts = prompts_of(job, config.iterations * config.batch_size, label="rollouts", side="train")
+    require_fit(job.one("policy") / "checkpoint", prompts, longest=config.max_new_tokens)
     models = load_models(job)
     optimizers = make_optimizers(models, config)
     keeper = Keeper(job, models)
-    prompts = prompts_of(job, config.iterations * config.batch_size, label="rollouts", side="train")
     track.ledger_of("ppo", [p.id for p in prompts], draws=config.batch_size, epochs=config.iterations)
     state = {"policy": models.policy, "critic": models.critic, "combine": models.combine}
     state |= {"keeper": keeper, "watch": keeper.watch}

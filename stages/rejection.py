@@ -18,7 +18,7 @@ from rlhf.models.gate import check_gate
 from rlhf.models.load import load_policy, load_tokenizer, save
 from rlhf.models.reward_models import RewardModels, Scores
 from rlhf.pipeline import Job
-from rlhf.rollout import Sample, sample_together, sampler
+from rlhf.rollout import Sample, require_fit, sample_together, sampler
 from rlhf.training.finetune import fine_tune
 from rlhf.training.rehearsal import share_to_ratio
 
@@ -27,17 +27,24 @@ def run(job: Job) -> None:
     """Leave `pool.jsonl`, this round's samples with their scores, and `checkpoint/`."""
     config = job.config
     check_gate(job.one("reward"), config, stage="rejection", say=job.track.say)
-    tokenizer = load_tokenizer(job.one("policy") / "checkpoint")
+    newest = job.one("policy") / "checkpoint"
+    prompts = training_prompts(job, side="train", count=config.prompts) if config.pool_from is None else []
+    require_fit(newest, prompts, longest=config.max_new_tokens)
+    tokenizer = load_tokenizer(newest)
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
     if config.pool_from is None:
-        sample_round(job, tokenizer, rewards)
+        sample_round(job, tokenizer, rewards, prompts)
     else:
         borrow_round(job)
 
     pool = [entry for path in [*earlier(job), job.out] for entry in pools.read(path / "pool.jsonl").entries]
     best = [entry for entry in pools.best(pool, rescore(job, rewards, tokenizer, pool)) if usable(entry)]
     if not best:
-        raise RlhfError(f"none of {len(pool):,} samples can be a target: all are empty or never ended", where=job.name)
+        raise RlhfError(
+            f"none of {len(pool):,} samples can be a target: all are empty or never ended",
+            where=job.name,
+            hints=["give answers more room: rejection.max_new_tokens", "or train the policy longer: sft.epochs"],
+        )
     for entry in best[:12]:
         job.track.sample({"round": entry.round, "prompt": entry.prompt[-1].content, "text": entry.completion})
     job.track.log({"pool/entries": len(pool), "pool/prompts": len(best)}, step=0)
@@ -48,12 +55,11 @@ def run(job: Job) -> None:
     save(policy, tokenizer, job.out / "checkpoint")
 
 
-def sample_round(job: Job, tokenizer, rewards: RewardModels) -> None:
-    """K answers to every prompt of this round, by the newest policy, into the pool."""
+def sample_round(job: Job, tokenizer, rewards: RewardModels, prompts: list[Prompt]) -> None:
+    """K answers to each of this round's prompts, by the newest policy, into the pool."""
     config = job.config
     policy = sampler(job.recipe.generation, job.one("policy") / "checkpoint", job.recipe.model)
     temperature, trial = tune_temperature(job, policy, tokenizer, rewards)
-    prompts = training_prompts(job, side="train", count=config.prompts)
     sampling = Sampling(config.samples_per_prompt, temperature, config.max_new_tokens)
     with job.track.progress(len(prompts), "samples") as bar:
         groups = sample_together(policy, tokenizer, prompts, sampling, seed=job.seed, advance=bar.advance)

@@ -126,6 +126,7 @@ def test_most_single_typos_are_recognised():
     ("override", "what"),
     [
         ("ppo.kl_coef=a", "ppo.kl_coef: must be a valid number (got a)"),
+        ("sft.data=demos.jsonl", "sft.data: must be a list (got demos.jsonl)"),
         ("ppo.gamma=2", "ppo.gamma: must be less than or equal to 1 (got 2)"),
         ("reward.margin=smal", "reward.margin: must be 'none', 'small' or 'large' (got smal)"),
         ("ppo.clip_range=.inf", "ppo.clip_range: must be a finite number (got inf)"),

@@ -93,6 +93,8 @@ rlhf plan gpu_memory=lots
 rlhf plan model.path=me/unknown
 rlhf run stage=sft
 rlhf run stage=base 'base.data=[{name: books, path: books.txt}]'
+rlhf run stage=base model.path=runs/empty
+rlhf plan sft.data=demos.jsonl
 rlhf run run=locked --locked
 rlhf run run=new --locked
 rlhf run run=plain

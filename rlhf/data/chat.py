@@ -215,7 +215,8 @@ def _exchange(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list
 
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    # verbose=False: it would warn of what is longer than the context, which is refused by us, or cut.
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -222,6 +223,14 @@ def weights_of(checkpoint: Path) -> tuple[str, str | None]:
     return str(beside if adapters.is_adapter(checkpoint) and beside.is_dir() else path), source["revision"]
 
 
+def context_of(checkpoint: Path) -> int:
+    """Tokens that the model of a checkpoint was made for, without its weights being read."""
+    path, revision = weights_of(checkpoint)
+    with _given(path):
+        config = AutoConfig.from_pretrained(path, revision=revision or "main", **NO_CODE)
+    return int(config.max_position_embeddings)
+
+
 def _adapted(model: Any, checkpoint: Path, config: ModelConfig, *, head: str | None = None) -> Any:
     """With LoRA, an adapter to train: the checkpoint's, or a new one. Without, the checkpoint's is merged in."""
     if config.lora.rank is None:
@@ -239,6 +248,12 @@ def _given(path: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        if "backend tokenizer" in str(error):  # what transformers says where there are no files to read
+            raise MissingError(
+                f"{path} holds no tokenizer that can be read",
+                where="model.path",
+                hints=["save it beside the weights: tokenizer.save_pretrained(FOLDER)"],
+            ) from None
         if "trust_remote_code" not in str(error):
             raise
         raise UnsafeError(

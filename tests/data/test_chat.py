@@ -1,6 +1,7 @@
 """Llama 2's chat format, byte for byte; whose token is whose; what may not be written."""
 
 import copy
+import logging
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -30,6 +31,13 @@ def meta_reference(dialogue, bos, eos, tok):
     if dialog[-1]["role"] == "user":
         out += [bos, *tok(f"[INST] {(dialog[-1]['content']).strip()} [/INST]")]
     return out
+
+
+def test_nobody_else_warns_of_a_long_dialogue(tokenizer, caplog, monkeypatch):
+    """That it is longer than the context is an error of ours, or cut; a warning beside it would say less."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    encode_dialogue(copy.deepcopy(tokenizer), turns("how " * 200, "so"))
+    assert not caplog.records
 
 
 # ── the bytes, worked by hand from the format's description ──────────────────────────────────────────────────────────

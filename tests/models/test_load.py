@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from rlhf.data.chat import LLAMA2_TEMPLATE
 from rlhf.errors import DataError, MissingError
 from rlhf.models.load import (
+    context_of,
     freeze,
     from_scratch,
     load_given_tokenizer,
@@ -214,6 +215,19 @@ def test_a_tokenizer_that_does_not_exist(tmp_path):
     with pytest.raises(MissingError, match=r"cannot be read") as missing:
         load_given_tokenizer(str(tmp_path / "nowhere"), revision=None)
     assert missing.value.where == "model.path"
+
+
+def test_weights_without_a_tokenizer_beside_them(policy, tmp_path):
+    policy.save_pretrained(tmp_path / "bare")
+    with pytest.raises(MissingError, match=r"bare holds no tokenizer that can be read") as missing:
+        load_given_tokenizer(str(tmp_path / "bare"), revision=None)
+    assert missing.value.where == "model.path"
+
+
+def test_the_context_is_known_before_weights_are_read(saved, tokenizer, tmp_path):
+    save_source(tokenizer, tmp_path / "base", path=str(saved), revision=None)
+    (saved / "model.safetensors").unlink()
+    assert context_of(saved) == context_of(tmp_path / "base") == 128
 
 
 # ── weights that were given ──────────────────────────────────────────────────────────────────────────────────────────

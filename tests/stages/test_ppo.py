@@ -523,6 +523,24 @@ def test_a_prompt_without_room_for_an_answer_is_refused(job_of, models):
         ppo.collect(job, models, prompts, 0)
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "how " * 200}, r"a prompt of \d+ tokens and an answer of 6 exceed the context of 128"),
+        ({"question": "how ?"}, "a row needs prompt, messages, turns or chosen"),
+    ],
+)
+def test_bad_prompts_are_refused_before_any_model_is_loaded(job_of, saved, monkeypatch, tmp_path, row, message):
+    """Though it would be asked in the last of 400 iterations only, or never."""
+    monkeypatch.setattr(ppo, "load_models", None)
+    rows = [{"prompt": f"how do i open door {i} ?"} for i in range(40)] + [row]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reads = {"policy": [saved.policy("gatt")], "reward": [saved.reward("reward-1")]}
+    data = [{"name": "ours", "path": str(tmp_path / "prompts.jsonl"), "use": "train"}]
+    with pytest.raises(DataError, match=message):
+        ppo.run(job_of("ppo", reads=reads, data=data, **SMALL, iterations=400))
+
+
 def test_a_batch_that_does_not_divide_is_refused(job_of):
     with pytest.raises(ValueError, match=r"batch_size \(8\) must be a multiple of minibatch_size \(3\)"):
         job_of("ppo", **(SMALL | {"minibatch_size": 3}))

@@ -12,7 +12,7 @@ from rlhf.data import pool as pools
 from rlhf.data.chat import encode_dialogue
 from rlhf.data.pool import PoolEntry
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
-from rlhf.errors import MissingError, NonFiniteError, RlhfError
+from rlhf.errors import DataError, MissingError, NonFiniteError, RlhfError
 from rlhf.generation.protocol import Completion, Sampling
 from rlhf.models.load import load_policy
 from rlhf.models.reward_models import Scores
@@ -348,6 +348,13 @@ def test_a_policy_that_never_stops_is_noticed(job_of, limit):
         return
     with pytest.raises(RlhfError, match=r"50% of 2 samples never .* rejection\.max_truncated \(49%\)"):
         rejection.check_ends(job, samples)
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_before_any_model_is_loaded(job_of, saved, monkeypatch):
+    monkeypatch.setattr(rejection, "RewardModels", None)
+    reads = {"policy": [saved.policy("sft")], "reward": [saved.reward("reward-1")]}
+    with pytest.raises(DataError, match="an answer of 120 exceed the context of 128"):
+        rejection.run(job_of("rejection", round=1, reads=reads, prompts=4, max_new_tokens=120))
 
 
 def test_a_pool_without_a_target_is_refused(job_of, sft, saved, tmp_path):
