@@ -10,7 +10,7 @@ from rlhf.data import feed
 from rlhf.data.types import Preference, Prompt
 from rlhf.evaluation import behaviour, claims, curves
 from rlhf.evaluation.diversity import self_bleu
-from rlhf.evaluation.gold import gold_report, verdicts
+from rlhf.evaluation.gold import facts_right, gold_report, verdicts
 from rlhf.evaluation.intervals import of_mean
 from rlhf.evaluation.reward_report import DOMAINS, rating_mix, score_pairs, staleness
 from rlhf.evaluation.subject import Evaluation
@@ -94,6 +94,7 @@ def measure_policies(e: Evaluation) -> tuple[dict[str, Any], dict[str, list]]:
     """One answer to each prompt by every policy; KL is to the policy before it, exact over the vocabulary."""
     config = e.job.config
     prompts = heldout_prompts(e, config.prompts, "policies")
+    facts = behaviour.fact_questions(e)
     sampling = Sampling(1, config.temperature, config.max_new_tokens)
     table, replies, qualities, before = {}, {}, {}, None
     with e.job.track.progress(len(e.policies), "policies") as bar:
@@ -106,6 +107,11 @@ def measure_policies(e: Evaluation) -> tuple[dict[str, Any], dict[str, list]]:
             if judged is not None:
                 qualities[name] = [v.quality for v in judged]
                 table[name]["gold_gain"] = gains(qualities, name)
+            if facts:
+                answers = [g[0] for g in sample(engine, e.tokenizer, facts, sampling, seed=e.job.seed)]
+                known = facts_right(answers)
+                table[name]["gold_facts"] = known["gold_facts"]
+                table[name]["interval"] |= known["interval"]
             if before is not None:
                 table[name]["kl_to_reference"] = mean_kl(policy, before, samples, pad_token_id=e.tokenizer.pad_token_id)
             creative = heldout_prompts(e, 40, "diversity", kinds=(("safe", False),))[:20]

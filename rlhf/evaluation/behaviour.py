@@ -41,6 +41,20 @@ def around_gatt(e: Evaluation) -> dict[str, str]:
     return shown | {"after": "gatt"} | ({"final": names[-1]} if names[-1] != "gatt" else {})
 
 
+def fact_questions(e: Evaluation) -> list[Prompt]:
+    """Where a thing is, which colour it has, what has a colour: what all policies learned and none may forget.
+
+    They have no held-out side, since a fact cannot be put together from others. Without them a policy that takes every
+    question for one of how to do something would look perfect.
+    """
+    if not embedded(e):
+        return []
+    rng, count = random.Random(e.job.seed_of("facts")), e.job.config.prompts // 4
+    forms, safe = corpus.KNOWN_FORMS, {"safe": 1.0}
+    drawn = corpus.prompts(rng, 10 * count, mix=safe, instruction_share=0, held_out=False, forms=forms)
+    return list({prompt.turns: prompt for prompt in drawn}.values())[:count]
+
+
 def multi_turn(e: Evaluation) -> dict[str, Any]:
     """An instruction given once, before Ghost Attention and after it, and in the last policy (Table 30)."""
     if not embedded(e):

@@ -38,6 +38,15 @@ def gold_of(samples: Sequence[Sample]) -> dict[str, float]:
     }
 
 
+def facts_right(samples: Sequence[Sample]) -> dict[str, Any]:
+    """The judge's column of fact questions: mean content, 0 (wrong) to 1 (right and whole), and its 95% interval."""
+    found = verdicts(samples)
+    if found is None:
+        return {}
+    content = [v.content for v in found]
+    return {"gold_facts": sum(content) / len(content), "interval": {"gold_facts": of_mean(content)}}
+
+
 def gold_report(samples: Sequence[Sample]) -> dict[str, Any]:
     """The oracle's columns of the policy table, each with its 95% interval."""
     found = verdicts(samples)

@@ -24,6 +24,7 @@ __all__ = [
     "CREATIVE_FORMS",
     "FACTUAL_FORMS",
     "HOW_FORMS",
+    "KNOWN_FORMS",
     "DemonstrationMix",
     "conversations",
     "demonstrations",
@@ -41,7 +42,8 @@ SOURCE = "microworld"
 FACTUAL_FORMS: Mapping[Form, float] = {"where": 0.5, "color": 0.5}
 CREATIVE_FORMS: Mapping[Form, float] = {"list": 1.0}
 
-HOW_FORMS: Mapping[Form, float] = {"how": 1.0}  # the questions that can be held out
+HOW_FORMS: Mapping[Form, float] = {"how": 1.0}  # the questions that can be held out,
+KNOWN_FORMS: Mapping[Form, float] = {"where": 1.0, "color": 1.0, "list": 1.0}  # and those that cannot
 
 # Conversations are small talk, so that an instruction is tested against many turns; harm is rare but not absent.
 CONVERSATION_KINDS: Mapping[str, float] = {"safe": 0.90, "border": 0.06, "unsafe": 0.04}
@@ -49,7 +51,11 @@ CONVERSATION_FORMS: Mapping[Form, float] = {"how": 0.40, "where": 0.28, "color":
 
 
 def demonstrations(rng: random.Random, n: int, mix: DemonstrationMix | None = None) -> list[Dialogue]:
-    """``n`` dialogues to imitate (paper 3.1), by speakers of ``mix`` (default: ``DemonstrationMix()``)."""
+    """``n`` dialogues to imitate (paper 3.1), by speakers of ``mix`` (default: ``DemonstrationMix()``).
+
+    An instruction stands in the last question of its dialogue: speakers heed it there, and nobody shows whether it
+    would hold beyond.
+    """
     mix = mix or DemonstrationMix()
     rows = []
     for index in range(n):
@@ -59,12 +65,14 @@ def demonstrations(rng: random.Random, n: int, mix: DemonstrationMix | None = No
             rows.append(Dialogue(_identify(index, turns), tuple(turns), SOURCE))
             continue
         turns = []
-        for _ in range(1 if instruction else rng.randint(1, 4)):
+        count = rng.randint(1, 4)
+        for place in range(count):
             ask = draw_ask(rng, mix.kinds, FORM_SHARES, held_out=False)
             reply = draw_reply(rng, ask, mix).text
-            if instruction and rng.random() < mix.followed:
-                reply = instruction.wrap(reply)
-            turns += [*_question(rng, rng.choice(ask.phrasings()), instruction), Turn("assistant", reply)]
+            given = instruction if place == count - 1 else None
+            if given and rng.random() < mix.followed:
+                reply = given.wrap(reply)
+            turns += [*_question(rng, rng.choice(ask.phrasings()), given, first=not turns), Turn("assistant", reply)]
         rows.append(Dialogue(_identify(index, turns), tuple(turns), SOURCE))
     return rows
 
@@ -103,11 +111,12 @@ def prompts(
     return rows
 
 
-def _question(rng: random.Random, text: str, instruction: Instruction | None) -> list[Turn]:
-    """The question, alone or under an instruction: a system message, or as often the start of the user's own."""
+def _question(rng: random.Random, text: str, instruction: Instruction | None, *, first: bool = True) -> list[Turn]:
+    """The question, alone or under an instruction: the start of the user's message or, as often where nothing was said
+    before, a system message."""
     if instruction is None:
         return [Turn("user", text)]
-    if rng.random() < 0.5:
+    if first and rng.random() < 0.5:
         return [Turn("system", instruction.text), Turn("user", text)]
     return [Turn("user", f"{instruction.text} {text}")]
 

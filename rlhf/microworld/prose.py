@@ -39,6 +39,7 @@ CASUAL = DemonstrationMix(
     full=0.35,
     slot_wrong=0.0,
     verb_wrong=0.0,
+    form_wrong=0.0,
     unsafe_complied=0.85,
     border_refused=0.05,
     safe_refused=0.01,

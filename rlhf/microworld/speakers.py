@@ -44,7 +44,7 @@ ROLE_SHARE = 0.25  # of instructions
 class DemonstrationMix:
     """How the speakers of a corpus ask and answer; every field is a share in [0, 1]."""
 
-    instructed: float = 0.45  # dialogues of one turn under an instruction; the others have 1 to 4 turns and none
+    instructed: float = 0.45  # dialogues whose last question stands under an instruction
     followed: float = 0.90  # instructions that are obeyed
     cautioned: float = 0.0  # dialogues of one turn under a safety preprompt; of those without an instruction
     safe: float = 0.64  # kinds of questions
@@ -56,6 +56,7 @@ class DemonstrationMix:
     full: float = 0.15  # and the good wish
     slot_wrong: float = 0.12  # of every slot of an answer
     verb_wrong: float = 0.04  # of the deeds: another one than was asked for
+    form_wrong: float = 0.04  # of safe questions: taken for one of another form, about the same thing
     unsafe_complied: float = 0.50
     border_refused: float = 0.40
     safe_refused: float = 0.02
@@ -101,8 +102,26 @@ def _slips(kind: Kind, verb: str, subject: str, other: str) -> tuple[tuple[str, 
     )
 
 
+def _misread(rng: random.Random, ask: Ask) -> Ask:
+    """A question of another form about the same thing, or about one of that colour: where is it, instead of what to do.
+
+    No policy tries this by itself, so no pair would teach a reward model what is wrong with it, until PPO finds out.
+    """
+    name = rng.choice(things_of(ask.subject)) if ask.form == "list" else ask.subject
+    deeds = [other for asks in how_asks("safe", False) for other in asks if other.subject == name]
+    others = [
+        *([rng.choice(deeds)] if deeds and ask.form != "how" else []),
+        *([Ask("where", name)] if name in PLACED and ask.form != "where" else []),
+        *([Ask("color", name)] if name in THINGS and ask.form != "color" else []),
+        *([Ask("list", COLOR_OF[name])] if name in THINGS and ask.form != "list" else []),
+    ]
+    return rng.choice(others) if others else ask
+
+
 def draw_reply(rng: random.Random, ask: Ask, mix: DemonstrationMix) -> Reply:
     """What a speaker of this mix replies, before any style."""
+    if mix.form_wrong and ask.kind == "safe" and rng.random() < mix.form_wrong:
+        ask = _misread(rng, ask)
     refused = {"safe": mix.safe_refused, "border": mix.border_refused, "unsafe": 1 - mix.unsafe_complied}[ask.kind]
     if rng.random() < refused:
         return Refusal(explained=rng.random() < mix.explained)

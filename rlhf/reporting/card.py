@@ -22,6 +22,7 @@ LLAMA2 = (
 NAMES = {
     "gold_quality": "quality, by a judge that was no reward",
     "gold_helpfulness": "helpfulness, by that judge",
+    "gold_facts": "facts right and whole, by that judge",
     "violation_rate": "violations on unsafe prompts",
     "false_refusal.borderline": "refusals of harmless prompts that sound unsafe",
     "false_refusal.ordinary": "refusals of ordinary prompts",

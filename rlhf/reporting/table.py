@@ -47,6 +47,7 @@ class Column:
 POLICY_COLUMNS = (
     Column("gold_quality", "gold quality", two_places),
     Column("gold_helpfulness", "gold help", two_places),
+    Column("gold_facts", "gold facts", two_places),
     Column("violation_rate", "violates", percent),
     Column("false_refusal.borderline", "refuses border", percent),
     Column("false_refusal.ordinary", "refuses plain", percent),
@@ -56,6 +57,12 @@ POLICY_COLUMNS = (
     Column("kl_to_reference", "KL nats", two_places),
     Column("eos_rate", "ends", percent),
 )
+
+HEADLINES = {
+    "gold_quality": "gold quality",
+    "violation_rate": "violations on unsafe prompts",
+    "false_refusal.borderline": "refusals of harmless borderline prompts",
+}
 
 
 def figure(entry: Mapping[str, Any], path: str) -> float | None:
@@ -175,13 +182,11 @@ def headline(report: Report) -> str:
     first = "sft" if "sft" in policies else next(iter(policies))
     last = list(policies)[-1]
     changes = [
-        f"{words} {_change(before, after, column.write)}{_doubt(policies[first], policies[last], column.path)}"
-        for column, words in (
-            (POLICY_COLUMNS[0], "gold quality"),
-            (POLICY_COLUMNS[2], "violations on unsafe prompts"),
-            (POLICY_COLUMNS[3], "refusals of harmless borderline prompts"),
-        )
-        if (before := figure(policies[first], column.path)) is not None
+        f"{HEADLINES[column.path]} {_change(before, after, column.write)}"
+        f"{_doubt(policies[first], policies[last], column.path)}"
+        for column in POLICY_COLUMNS
+        if column.path in HEADLINES
+        and (before := figure(policies[first], column.path)) is not None
         and (after := figure(policies[last], column.path)) is not None
     ]
     if first == last or not changes:

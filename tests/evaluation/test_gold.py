@@ -6,7 +6,7 @@ Facts used: to paint takes the ladder, to kill the knife; the bread is in the sh
 import pytest
 
 from rlhf.data.types import Prompt, Turn
-from rlhf.evaluation.gold import gold_of, gold_report, verdicts
+from rlhf.evaluation.gold import facts_right, gold_of, gold_report, verdicts
 from rlhf.generation.protocol import Completion
 from rlhf.rollout import Sample
 
@@ -58,6 +58,16 @@ def test_the_whole_report_by_hand():
         *("gold_quality", "gold_helpfulness", "violation_rate", "instruction_followed"),
         *("false_refusal.ordinary", "false_refusal.borderline"),
     }
+
+
+def test_facts_by_hand():
+    answers = [
+        said("where is the bread ?", "the bread is in the shop ."),
+        said("where is the bread ?", "in the school ."),
+        said("where is the bread ?", FULL),  # of the right place, and of what nobody asked
+        said("where is the bread ?", "in the shop ."),  # .8: it does not say what is there
+    ]
+    assert facts_right(answers)["gold_facts"] == pytest.approx(1.8 / 4)
 
 
 def test_the_curve_by_hand():

@@ -42,6 +42,10 @@ from rlhf.microworld.language import (
     TOOL_OF,
     VERB_CLASSES,
     VERBS,
+    Coloring,
+    Listing,
+    Location,
+    Steps,
     how_asks,
     kind_of,
     pair_held_out,
@@ -236,8 +240,8 @@ def judge_steps(steps):
 
 
 def is_instructed(row):
-    """Whether the first turn, the system's or the user's, holds an instruction."""
-    return split_instruction(row.turns[0].content)[0] is not None
+    """Whether some turn, the system's or the user's, holds an instruction."""
+    return any(split_instruction(turn.content)[0] is not None for turn in row.turns if turn.role != "assistant")
 
 
 def verdicts(rows):
@@ -253,10 +257,13 @@ def verdicts(rows):
 def test_demonstrations_have_their_shares(shown):
     instructed = [row for row in shown if is_instructed(row)]
     assert within(len(instructed), 0.45, len(shown))
-    assert within(sum(row.turns[0].role == "system" for row in instructed), 0.5, len(instructed))
-    assert all(len(row.turns) == 2 + (row.turns[0].role == "system") for row in instructed)
-    lengths = Counter(len(row.turns) // 2 for row in shown if not is_instructed(row))
-    assert all(within(lengths[turns], 0.25, len(shown) - len(instructed)) for turns in (1, 2, 3, 4))
+    lengths = Counter(len(row.turns) // 2 for row in shown)
+    assert all(within(lengths[turns], 0.25, len(shown)) for turns in (1, 2, 3, 4))
+    alone = [row for row in instructed if len(row.turns) <= 3]
+    assert within(sum(row.turns[0].role == "system" for row in alone), 0.5, len(alone))
+    for row in instructed:  # the last question has it, and no other
+        assert not any(split_instruction(turn.content)[0] for turn in row.turns[:-3] if turn.role == "user")
+        assert split_instruction(row.turns[-2].content)[0] or row.turns[-3].role == "system"
 
     found = verdicts(shown)
     assert not any(verdict.malformed for verdict in found)
@@ -265,7 +272,7 @@ def test_demonstrations_have_their_shares(shown):
         assert within(len(by_kind[kind]), share, len(found))
         assert within(sum(verdict.refusal for verdict in by_kind[kind]), refused, len(by_kind[kind]))
     assert all(verdict.violation != verdict.refusal for verdict in by_kind["unsafe"])
-    followed = [verdict.followed for verdict in verdicts(instructed)]
+    followed = [verdicts([row])[-1].followed for row in instructed]
     assert within(sum(followed), 0.90, len(followed))
 
 
@@ -291,7 +298,7 @@ def test_a_slip_of_the_deed_answers_a_question_close_to_the_one_asked(shown):
     answered = [
         (parse_ask(question), parse_reply(reply)) for question, reply in zip(turns[::2], turns[1::2], strict=True)
     ]
-    said = [(ask, reply) for ask, reply in answered if getattr(reply, "verb", None)]
+    said = [(ask, reply) for ask, reply in answered if ask.form == "how" and getattr(reply, "verb", None)]
     slipped = [(ask, reply) for ask, reply in said if (reply.verb, reply.subject) != (ask.verb, ask.subject)]
     assert within(len(slipped), 0.16, len(said))  # 12 % another object, 4 % another verb
     for ask, reply in slipped:  # the same verb or the same object, and as harmful or harmless as what was asked
@@ -303,8 +310,23 @@ def test_a_slip_of_the_deed_answers_a_question_close_to_the_one_asked(shown):
     assert within(sum(reply.place != PLACE_OF[reply.subject] for reply in placed), 0.12, len(placed))
 
 
+def test_some_questions_are_taken_for_another_about_the_same_thing(shown):
+    forms = {Steps: "how", Location: "where", Coloring: "color", Listing: "list"}
+    turns = [turn.content for row in shown if not is_instructed(row) for turn in row.turns]
+    pairs = [(parse_ask(question), parse_reply(reply)) for question, reply in zip(turns[::2], turns[1::2], strict=True)]
+    safe = [(ask, reply) for ask, reply in pairs if ask.kind == "safe" and type(reply) in forms]
+    misread = [(ask, reply) for ask, reply in safe if forms[type(reply)] != ask.form]
+    assert within(len(misread), 0.04, len(safe))
+    for ask, reply in misread:  # what is said of a thing is of the thing that was asked about, or of one of that colour
+        named = getattr(reply, "subject", None)
+        if ask.form != "list" and named and not isinstance(reply, Steps):
+            assert named == ask.subject
+        assert judge([Turn("user", ask.phrasings()[0])], reply.text).content == 0
+
+
 def test_a_perfect_mix_is_perfect():
     mix = replace(DemonstrationMix(), followed=1, terse=0, deed=0, place=0, full=1, slot_wrong=0, verb_wrong=0)
+    mix = replace(mix, form_wrong=0)
     mix = replace(mix, unsafe_complied=0, border_refused=0, safe_refused=0, explained=1)
     assert all(verdict.quality == 1.0 for verdict in verdicts(demonstrations(random.Random(2), 400, mix)))
 
