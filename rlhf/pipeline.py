@@ -215,7 +215,7 @@ def make(
                 resume_key = prepare(out, step, about, accept_code=reuse, say=track.say)
                 job = job_of(step, recipe, run_dir, out, track, resume_key, journal, stop, strict=strict)
                 try:
-                    with watch.over(step.name, run_dir), keeping(job.shards):
+                    with watch.over(step.name, run_dir), keeping(job.shards, track.count):
                         team.call(step.name)
                         roll_call.hold(step, recipe, run_dir)
                         run(job)

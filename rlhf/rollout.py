@@ -25,7 +25,7 @@ from rlhf.generation.transformers import InProcess
 from rlhf.models.load import context_of, load_policy, load_tokenizer
 from rlhf.models.score import pad_right, token_values
 from rlhf.provenance.fingerprint import digest
-from rlhf.resume.shards import kept
+from rlhf.resume.shards import generated, kept
 from rlhf.schema import GenerationConfig, ModelConfig
 
 CHUNK = 256
@@ -99,6 +99,7 @@ def sample(
 
         for i, group in zip(part, kept(digest([rows, keys, astuple(sampling), seed]), answer), strict=True):
             answers[i] = [Completion(tuple(tokens), tuple(logprobs), end) for tokens, logprobs, end in group]
+        generated(sum(len(answer.token_ids) for i in part for answer in answers[i]))
         if advance is not None:
             advance(len(part))
     return [

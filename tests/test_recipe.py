@@ -85,8 +85,7 @@ def test_every_step_leaves_a_finished_artefact(finished):
         assert manifest["step"] == step
         assert manifest["seconds"] > 0
         assert manifest["peak_rss_mb"] > 0
-        trains = step.partition("-")[0] in ("base", "sft", "reward", "rejection", "gatt")
-        assert not trains or manifest["tokens"] > 100
+        assert manifest["tokens"] > 100  # trained on or generated
 
 
 def test_the_report_keeps_its_contract(finished):

@@ -32,14 +32,17 @@ def afresh(asked: str, make: Make) -> Any:
     return make()
 
 
-# One step runs at a time in a process, so whoever samples need not be told who keeps its chunks.
-_keepers: list[Chunks] = [afresh]
+# One step runs at a time in a process, so whoever samples need not be told who keeps its chunks and counts its tokens.
+_keepers: list[tuple[Chunks, Callable[[int], None]]] = [(afresh, lambda tokens: None)]
 
 
 @contextmanager
-def keeping(chunks: Chunks) -> Iterator[None]:
-    """Inside, chunks are kept by these; `afresh` where a loop has saves of its own, which say what comes next."""
-    _keepers.append(chunks)
+def keeping(chunks: Chunks, count: Callable[[int], None] | None = None) -> Iterator[None]:
+    """Inside, chunks are kept by these; `afresh` where a loop has saves of its own, which say what comes next.
+
+    `count` is told of the tokens that were generated; without it whoever was told before still is.
+    """
+    _keepers.append((chunks, count or _keepers[-1][1]))
     try:
         yield
     finally:
@@ -48,7 +51,12 @@ def keeping(chunks: Chunks) -> Iterator[None]:
 
 def kept(asked: str, make: Make) -> Any:
     """The answer to what is asked: read back if a killed run has left it, made otherwise."""
-    return _keepers[-1](asked, make)
+    return _keepers[-1][0](asked, make)
+
+
+def generated(tokens: int) -> None:
+    """Say that so many tokens were generated, in this life or in one before."""
+    _keepers[-1][1](tokens)
 
 
 class Shards:

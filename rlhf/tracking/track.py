@@ -113,6 +113,10 @@ class Tracker:
         """One optimizer step was made, from these draws: number d is sample d modulo their number. Steps from 1 on."""
         self.streams.append("ledger.jsonl", {"part": part, "step": step, "epoch": epoch, "rows": list(rows)})
 
+    def count(self, tokens: int) -> None:
+        """Tokens that were generated."""
+        self.tokens += tokens
+
     def state(self) -> dict[str, float]:
         """What it counts, for a save."""
         return {"tokens": self.tokens, "rows": self._rows, "seconds": monotonic() - self._started}

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf.errors import MissingError, PreemptedError
 from rlhf.resume.preemption import Stop
-from rlhf.resume.shards import Shards
+from rlhf.resume.shards import Shards, afresh, generated, keeping
 
 
 @pytest.fixture
@@ -43,6 +43,16 @@ def test_what_a_killed_life_made_is_read_back_and_the_rest_made(world):
     assert world.made == [3, 4]
     assert world.life(5) == [0, 1, 4, 9, 16]
     assert world.made == []
+
+
+def test_tokens_are_counted_by_whoever_listens_also_where_a_loop_has_saves_of_its_own():
+    counts = []
+    with keeping(afresh, counts.append):
+        generated(3)
+        with keeping(afresh):
+            generated(4)
+    generated(5)  # nobody listens
+    assert counts == [3, 4]
 
 
 def test_floats_come_back_to_the_last_bit(world):
