@@ -18,6 +18,7 @@ from rlhf.checkpoint import damage, locked, open_artefact, read_manifest, recove
 from rlhf.disk import disk_errno, patience
 from rlhf.errors import MissingError, NonFiniteError, PreemptedError, RlhfError, disk_error
 from rlhf.job import Job, derive_seed, job_of
+from rlhf.planning.context import require_context
 from rlhf.planning.decision import Decision, decide, ingredients, plan
 from rlhf.planning.room import require_room
 from rlhf.planning.steps import Stage, Step, expand, select, table
@@ -88,6 +89,7 @@ def preflight(
                 where="model.path",
                 hints=["name a folder as save_pretrained leaves it: config.json, safetensors, the tokenizer's files"],
             )
+        require_context(recipe.model)
     require_room(run_dir, [step for step, decision in planned if decision.run], recipe)
 
 

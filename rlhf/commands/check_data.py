@@ -22,10 +22,12 @@ def main(request: Request) -> int:
     from rlhf.doctor.problems import Problems
     from rlhf.doctor.rows import examine
     from rlhf.doctor.tokens import Tokens
+    from rlhf.planning.context import require_context
 
     if request.words[1:]:
         raise ConfigError(f"rlhf check data takes no {request.words[1]}", hints=["name stages: stage=reward,sft"])
     loaded = request.load()
+    require_context(loaded.recipe.model)
     problems, console = Problems(), Console()
     chosen = stages(loaded.recipe, request.stage)
     tokenizer, why = _tokenizer(loaded.recipe, loaded.run_dir)
