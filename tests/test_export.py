@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from rlhf.artefacts import lineage
 from rlhf.checkpoint import open_artefact
@@ -20,7 +21,7 @@ from rlhf.export import export
 from rlhf.export.parity import compare
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import generate
-from rlhf.models.load import save
+from rlhf.models.load import load_policy, save
 from rlhf.reporting.card import card
 from rlhf.schema import ModelConfig
 
@@ -65,7 +66,8 @@ def exported(run_dir):
     return folder
 
 
-def test_a_fresh_process_without_us_sees_the_same_bits_and_answers(exported, policy, tokenizer):
+def seen_afresh(exported):
+    """Prompt ids, bits of the logits and greedy answer in a process that knows transformers alone."""
     torch.set_num_threads(1)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", FRESH, str(exported)]
@@ -73,12 +75,49 @@ def test_a_fresh_process_without_us_sees_the_same_bits_and_answers(exported, pol
     assert done.returncode == 0, done.stderr
     ids, bits, answer, with_us = json.loads(done.stdout.splitlines()[-1])
     assert not with_us
+    return ids, bits, answer
+
+
+def test_a_fresh_process_without_us_sees_the_same_bits_and_answers(exported, policy, tokenizer):
+    ids, bits, answer = seen_afresh(exported)
     assert ids == encode_prompt(tokenizer, TURNS)
     with torch.no_grad():
         assert bits == policy(torch.tensor([ids])).logits.view(torch.int32).flatten().tolist()
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     [[ours]] = generate(policy, [ids], Sampling(1, 0.0, 16), keys=["a"], seed=0, **special)
     assert answer[len(ids) :] == list(ours.token_ids)
+
+
+def test_adapters_are_merged_into_the_weights_of_an_export(run_dir, tokenizer):
+    """By hand: W + alpha / rank * B A. The bits are those of the merged model, the values those of the adapter's."""
+    lora = ModelConfig(max_length=128, lora={"rank": 4, "alpha": 8})
+    trained = load_policy(run_dir / "base" / "checkpoint", lora)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in trained.named_parameters():
+            if "lora" in name:
+                weight.add_(0.1 * torch.randn_like(weight))
+    with open_artefact(run_dir / "gatt", about("gatt", {"base": "x"})) as out:
+        save(trained, tokenizer, out / "checkpoint")
+    adapter = run_dir / "gatt" / "checkpoint" / "adapter_model.safetensors"
+    assert adapter.exists()
+    folder = run_dir / "export" / "gatt"
+    export(run_dir / "gatt", folder, lora, card="", sampling={"temperature": 0.7, "max_new_tokens": 16})
+
+    name = "model.layers.0.mlp.up_proj"
+    parts = load_file(adapter)
+    a, b = (parts[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+    before = load_file(run_dir / "base" / "checkpoint" / "model.safetensors")[f"{name}.weight"]
+    merged = load_file(folder / "model.safetensors")[f"{name}.weight"]
+    assert torch.allclose(merged, before + 8 / 4 * b @ a, atol=1e-6)
+    assert not torch.allclose(merged, before, atol=1e-3)
+
+    ids, bits, _ = seen_afresh(folder)
+    with torch.no_grad():
+        ours = load_policy(run_dir / "gatt" / "checkpoint", MODEL).eval()(torch.tensor([ids])).logits
+        beside = trained.eval()(torch.tensor([ids])).logits
+    assert bits == ours.view(torch.int32).flatten().tolist()
+    assert torch.allclose(ours, beside, atol=1e-4)
 
 
 def test_servers_find_what_they_look_for(exported, tokenizer):
@@ -108,8 +147,6 @@ def test_parity_holds_and_names_the_first_token_that_differs(run_dir, exported):
 
 
 def test_parity_notices_one_changed_weight(run_dir, exported):
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(exported / "model.safetensors")
     weights["model.norm.weight"][0] += 1e-3
     save_file(weights, exported / "model.safetensors", metadata={"format": "pt"})
