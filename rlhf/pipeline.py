@@ -208,12 +208,15 @@ def make(
     meter = Meter()
     try:
         with open_artefact(run_dir / step.name, about) as out:
+            from rlhf.tracking.lineage import lineage
             from rlhf.tracking.track import Tracker
 
             run = stage_of_module(step.module)
             _lock(step, run_dir, made_from, locked_to=locked_to, say=say)
-            mode, config = recipe.wandb, about["config"]
-            with Tracker(out, run=recipe.run, step=step.name, wandb_mode=mode, config=config, fingerprint=key) as track:
+            told: dict[str, Any] = {"wandb_mode": recipe.wandb, "tensorboard": recipe.tensorboard}
+            told |= {"config": about["config"], "fingerprint": key}
+            told |= {"lineage": lineage(run_dir, step.name, step.inputs, made_from, key)}
+            with Tracker(out, run=recipe.run, step=step.name, **told) as track:
                 resume_key = prepare(out, step, about, accept_code=reuse, say=track.say)
                 job = job_of(step, recipe, run_dir, out, track, resume_key, journal, stop, strict=strict)
                 try:

@@ -73,7 +73,7 @@ def write(
     page = run_dir / "report.html"
     if not is_current(page, text):
         done = [s["artefact"] for s in report["stages"] if s["status"] == "done"]
-        metrics = {name: _rows(run_dir / name / "metrics.jsonl") for name in done}
+        metrics = {name: metric_rows(run_dir / name) for name in done}
         _replace(page, draw(report, text, redact_settings(shown), metrics))
     return report
 
@@ -178,8 +178,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def metric_rows(artefact: Path) -> list[dict[str, Any]]:
-    """The metrics of a step, as they were logged."""
-    return _rows(artefact / "metrics.jsonl")
+    """The numbers that a step logged; histograms are for dashboards."""
+    rows = _rows(artefact / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if not isinstance(value, Mapping)} for row in rows]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

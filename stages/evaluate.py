@@ -1,6 +1,7 @@
 """Every policy on held-out prompts, and the reward models on held-out pairs (3.4, 4)."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def run(job: Job) -> None:
         results["policies"], replies = measure_policies(e)
         results |= best_of_curves(e) | {"samples": side_by_side(replies, job.config.samples)}
         results["win_rates"] = behaviour.wins(e, replies)
+        show(job, results["policies"], results["samples"])
     if job.config.data:
         results["multi_turn"] = behaviour.multi_turn(e)
         results["attention"] = behaviour.attention_on_instruction(e)
@@ -39,6 +41,15 @@ def run(job: Job) -> None:
     models = {name: entry | results["reward_models"].get(name, {}) for name, entry in measured.items()}
     results["claims"] = claims.examine(results | {"reward_models": models})
     job.write_results(results)
+
+
+def show(job: Job, policies: dict[str, Any], samples: list[dict[str, Any]]) -> None:
+    """The result table and the prompts of the report, for dashboards: a step for every policy, in their order."""
+    for number, (policy, entry) in enumerate(policies.items()):
+        for row in samples:
+            job.track.sample({"policy": policy, "prompt": row["prompt"], **row["replies"][policy]})
+        known = {name: value for name, value in entry.items() if isinstance(value, float) and math.isfinite(value)}
+        job.track.log({f"eval/{name}": value for name, value in known.items()}, step=number)
 
 
 def stored_results(artefact: Path) -> dict[str, Any]:

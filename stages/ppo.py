@@ -89,7 +89,8 @@ def run(job: Job) -> None:
             )
             stats |= learn.stats | update(job, models, optimizers, rollout, learn, order, iteration)
             stats |= models.combine.follow(stats["reward/safety"])
-            track.log(stats | keeper.watch.look(stats), step=iteration)
+            seen = stats | keeper.watch.look(stats)
+            track.log(seen | {"reward/combined_histogram": score.tolist()}, step=iteration)
             bar.advance(1, reward=stats["reward/combined"], kl=stats["objective/kl"])
             if keeper.stop(iteration + 1, kl=stats["objective/kl"]):
                 break
@@ -331,9 +332,10 @@ class Keeper(EarlyStopping):
         values = {"heldout/reward_combined": score.mean().item(), "heldout/kl": kl} | {
             f"heldout/{key}": value for key, value in gold_of(samples).items()
         }
+        for s, worth in zip(samples[:8], score.tolist(), strict=False):
+            shown = {"iteration": iteration, "prompt": s.prompt.turns[-1].content, "text": s.text, "score": worth}
+            self.job.track.sample(shown)
         self.job.track.log(values | self.watch.look(values), step=iteration)
-        for s in samples[:8]:
-            self.job.track.sample({"iteration": iteration, "prompt": s.prompt.turns[-1].content, "text": s.text})
         self.judge(iteration, reward=values["heldout/reward_combined"], kl=kl)
 
     def save(self) -> None:

@@ -67,9 +67,10 @@ def sample_round(job: Job, tokenizer, rewards: RewardModels, prompts: list[Promp
     check_ends(job, samples)
     scores = scored(job, rewards, samples)
     pools.append(job.out / "pool.jsonl", entries(job, samples, scores, temperature))
-    mean = scores.combined.mean().item()
+    mean, spread = scores.combined.mean().item(), scores.combined.tolist()
     job.track.say(f"{len(samples):,} samples at temperature {temperature}, mean score {mean:.2f}")
-    job.track.log({"reward/combined": mean, "gen/eos_rate": ended(samples)}, step=0)
+    seen = {"reward/combined": mean, "reward/combined_histogram": spread, "gen/eos_rate": ended(samples)}
+    job.track.log(seen, step=0)
     job.write_results({"temperature": temperature, **trial})
 
 

@@ -74,6 +74,8 @@ def report(job: Job, trained_on: dict[str, list[Preference]], test: dict[str, li
     models = RewardModels.load(job.out, job.recipe.model, reads=tokenizer)
     found = examine(models, tokenizer, trained_on=trained_on, test=test, threshold=job.config.safety_threshold)
     for name, entry in found.items():
+        own = entry.get(name, {}).get("accuracy", {})
+        job.track.log({f"{name}/heldout/{rating}": accuracy for rating, accuracy in own.items()}, step=0)
         for domain in (domain for domain in DOMAINS if domain in entry):
             words = entry[domain].get("baselines", {}).get("bag_of_words")
             beside = f"; a bag of words: {words['accuracy']:.1%}" if words else ""

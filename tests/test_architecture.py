@@ -25,6 +25,7 @@ TORCH_FREE = (
 DOORS = {
     "trl": {"rlhf/training/trainers.py"},
     "wandb": {"rlhf/tracking/wandb_run.py"},
+    "tensorboard": {"rlhf/tracking/tensorboard_run.py"},
     "wandb_workspaces": {"rlhf/tracking/workspace.py"},
     "deepspeed": {"rlhf/models/load.py"},
     "peft": {"rlhf/models/adapters.py"},

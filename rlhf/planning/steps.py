@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,6 +19,11 @@ POLICIES = ("sft", "rejection", "distill", "gatt", "ppo")
 
 ROUND_MAKERS = ("preferences", "rejection")
 """Without either of them, a later round has nothing new, and the stages of a round are done once."""
+
+
+def stage_of(step: str) -> str:
+    """`rejection-2` is a step of stage `rejection`."""
+    return re.sub(r"-\d+$", "", step)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
-from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from typing import Any
 from rlhf.disk import append_line
 
 NAMES = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl")
-PUBLISHED = "resume/published"
 
 
 class Streams:
@@ -22,15 +19,9 @@ class Streams:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        _note_published(folder)
         self._open: dict[str, FileIO] = {}
         for name in NAMES:
             (folder / name).unlink(missing_ok=True)
-
-    @cached_property
-    def published(self) -> int:
-        """The most metrics that a killed life of this step has logged. Asked once its saves are known to be its own."""
-        return _published(self.folder)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one line."""
@@ -60,16 +51,3 @@ class Streams:
         for file in self._open.values():
             file.close()
         self._open.clear()
-
-
-def _note_published(folder: Path) -> None:
-    """Write down how many metrics the lives before have logged, since the file is begun anew."""
-    if (folder / "resume").is_dir() and (folder / "metrics.jsonl").exists():
-        rows = (folder / "metrics.jsonl").read_bytes().count(b"\n")
-        (folder / PUBLISHED).write_text(str(max(rows, _published(folder))))
-
-
-def _published(folder: Path) -> int:
-    with suppress(OSError, ValueError):
-        return int((folder / PUBLISHED).read_text())
-    return 0

@@ -72,6 +72,7 @@ class Recipe(Section):
         min_length=1,
     )
     wandb: Literal["auto", "online", "offline", "disabled"] = ours("auto", "online when logged in, offline otherwise")
+    tensorboard: bool = ours(False, "event files for TensorBoard, too, in runs/RUN/tensorboard", "an extra package")
     on_disk_full: Literal["pause", "stop"] = ours(
         "pause", "on a full disk or quota: wait half an hour for room, or stop", "a run costs more than a wait"
     )

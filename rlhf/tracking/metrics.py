@@ -23,6 +23,7 @@ METRICS = (
     Metric("reward/helpfulness", "logits", "mean score of the helpfulness model", "rises"),
     Metric("reward/safety", "logits", "mean score of the safety model", "rises, or stays"),
     Metric("reward/combined", "logits", "mean of the piecewise combination, not whitened (eq. 4)", "rises"),
+    Metric("*_histogram", "logits", "the same score of every answer of the batch, in 30 bins", "one hump, moves right"),
     Metric("reward/std", "logits", "deviation of the combined score within a batch", "above 0"),
     Metric("reward/length_slope", "", "deviations of score that go with one of length", "near 0"),
     Metric("reward/multiplier", "", "price of a unit of cost, with ppo.combine=lagrangian", "settles"),
@@ -59,8 +60,13 @@ METRICS = (
     Metric("*/learning_rate", "", "of the step", "as scheduled"),
     Metric("*/entropy", "nats a token", "of the predictions", "falls with the loss"),
     Metric("*/mean_token_accuracy", "share", "tokens predicted right", "rises"),
-    Metric("*/train/*", "share", "accuracy on pairs learned from, by rating", "above */test/*"),
-    Metric("*/test/*", "share", "accuracy on held-out pairs, by rating", "falls from significantly to negligibly"),
+    Metric("eval/*", "", "of a policy on held-out prompts; step n is the n-th policy of the result table", "see there"),
+    Metric("*/train/*", "share", "pairs with this rating, of those to learn from", "none is 0"),
+    Metric("*/test/*", "share", "pairs with this rating, of those held out", "as of */train/*"),
+    Metric("*/heldout/*", "share", "accuracy on held-out pairs, by rating", "falls from significantly to negligibly"),
+    Metric("time", "seconds", "since the step began, all its lives together", ""),
+    Metric("time/tokens_per_second", "tokens", "since the step began; on dashboards only", "steady"),
+    Metric("mem/peak_mb", "MB", "the process's memory at its fullest; on dashboards only", "steady"),
 )
 
 

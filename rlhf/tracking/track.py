@@ -1,13 +1,12 @@
-"""What a stage tells the world: a progress bar, metrics, samples, its ledger and, as a copy, Weights & Biases.
+"""What a stage tells the world: a progress bar, metrics, samples, its ledger and, as copies, W&B and TensorBoard.
 
-The files are the truth and W&B never is: it is imported on the first metric only, its start is time-boxed, and whatever
-fails inside it is said once and then ignored (rlhf/tracking/wandb_run.py).
+The files are the truth and no dashboard ever is: it is imported on the first metric only, its start is time-boxed, and
+whatever fails inside it is said once and then ignored (rlhf/tracking/mirror.py).
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +19,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 from rlhf.errors import NonFiniteError
+from rlhf.planning.steps import stage_of
 from rlhf.provenance.meter import peak_rss_mb
 from rlhf.reporting.text import duration, plain, redact
 from rlhf.resume.streams import Streams
-from rlhf.tracking.wandb_run import WandbMode, WandbRun
+from rlhf.tracking.histogram import histogram
+from rlhf.tracking.lineage import Lineage
+from rlhf.tracking.mirror import Dashboard, Mirror
+from rlhf.tracking.tensorboard_run import TensorBoardRun
+from rlhf.tracking.wandb_run import WandbMode, WandbRun, mode_of
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -45,6 +49,8 @@ class Tracker:
         wandb_mode: `auto` is online when logged in and offline otherwise; offline files go to `<run folder>/wandb`.
         config: resolved settings to show in W&B, redacted first.
         fingerprint: of the step; another fingerprint is another run in W&B, the same one is continued.
+        lineage: what the step was made from, for W&B's graph of artefacts.
+        tensorboard: a copy for TensorBoard, too, in `<run folder>/tensorboard/<step>`.
         console: where to print; stdout by default.
     """
 
@@ -57,6 +63,8 @@ class Tracker:
         wandb_mode: WandbMode = "disabled",
         config: Mapping[str, Any] | None = None,
         fingerprint: str = "",
+        lineage: Lineage | None = None,
+        tensorboard: bool = False,
         console: Console | None = None,
     ) -> None:
         self.tokens = 0  # trained on or generated; a stage counts them here, and the manifest keeps the sum
@@ -65,27 +73,24 @@ class Tracker:
         self.console = console or Console(soft_wrap=True, highlight=False)
         self._started = monotonic()
         self.streams = Streams(folder)
-        self._rows = 0
         self._bars: RichProgress | None = None
-        self._wandb = WandbRun(
-            wandb_mode,
-            folder.parent,
-            run,
-            step,
-            job_type=stage_of(step),
-            config=config or {},
-            fingerprint=fingerprint,
-            say=self.say,
-        )
+        boards: list[Dashboard] = [TensorBoardRun(folder.parent, step)] if tensorboard else []
+        if mode_of(wandb_mode) != "disabled":
+            about: dict[str, Any] = {"config": config or {}, "fingerprint": fingerprint, "lineage": lineage}
+            boards.append(WandbRun(wandb_mode, folder.parent, run, step, **about, say=self.say))
+        self._mirrors = [Mirror(board, folder, step, say=self.say) for board in boards]
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float | Sequence[float]], step: int) -> None:
         """Append one line to metrics.jsonl: `{"step": n, "time": seconds since the start, name: value, ...}`.
+
+        Many numbers under one name become a histogram.
 
         Raises:
             NonFiniteError: a value is nan or infinite; nothing is written then.
         """
-        numbers = {name: float(value) for name, value in values.items()}
-        for name, value in numbers.items():
+        spread = {name: [float(x) for x in value] for name, value in values.items() if isinstance(value, Sequence)}
+        numbers = {name: float(value) for name, value in values.items() if not isinstance(value, Sequence)}
+        for name, value in [*numbers.items(), *((name, x) for name, xs in spread.items() for x in xs)]:
             if not math.isfinite(value):
                 raise NonFiniteError(
                     f"{name} is {value} at step {step} of {self.step}",
@@ -95,11 +100,11 @@ class Tracker:
                         "in bfloat16, see whether it also happens with model.dtype=float32",
                     ],
                 )
-        self.streams.append("metrics.jsonl", {"step": step, "time": round(monotonic() - self._started, 3), **numbers})
-        self._rows += 1
-        # A killed life has shown W&B the rows before; they came again, the same, and are not sent twice.
-        if self._rows > self.streams.published:
-            self._wandb.log({"step": step, **numbers}, number=self._rows)
+        seconds = round(monotonic() - self._started, 3)
+        counted = {name: histogram(xs) for name, xs in spread.items() if xs}
+        self.streams.append("metrics.jsonl", {"step": step, "time": seconds, **numbers, **counted})
+        for mirror in self._mirrors:
+            mirror.follow({"mem/peak_mb": peak_rss_mb(), "time/tokens_per_second": self.tokens / max(seconds, 1e-3)})
 
     def sample(self, row: Mapping[str, Any]) -> None:
         """Append one generated text with its scores to samples.jsonl, exactly as it was generated."""
@@ -119,12 +124,14 @@ class Tracker:
 
     def state(self) -> dict[str, float]:
         """What it counts, for a save."""
-        return {"tokens": self.tokens, "rows": self._rows, "seconds": monotonic() - self._started}
+        return {"tokens": self.tokens, "seconds": monotonic() - self._started}
 
     def restore(self, save: Path, state: Mapping[str, float]) -> None:
         """Put lines and counts back to what a save holds."""
         self.streams.restore(save)
-        self.tokens, self._rows = int(state["tokens"]), int(state["rows"])
+        for mirror in self._mirrors:
+            mirror.rewind()
+        self.tokens = int(state["tokens"])
         self._started = monotonic() - state["seconds"]
 
     def say(self, text: str) -> None:
@@ -164,23 +171,19 @@ class Tracker:
             self._bars.stop()
             self._bars = None
 
-    def close(self) -> None:
-        """Finish the bar, the files and W&B; a second call does nothing."""
+    def close(self, *, finished: bool = False) -> None:
+        """Finish the bar, the files and their copies; a second call does nothing."""
         # A loop that an exception left without closing its bar would otherwise close it when the interpreter ends.
         self._stop_bars()
         self.streams.close()
-        self._wandb.close()
+        for mirror in self._mirrors:
+            mirror.close(finished=finished)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-
-def stage_of(step: str) -> str:
-    """`rejection-2` is a step of stage `rejection`."""
-    return re.sub(r"-\d+$", "", step)
+        self.close(finished=kind is None)
 
 
 def _figures(shown: Mapping[str, float]) -> str:

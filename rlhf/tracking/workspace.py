@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlhf.data.types import RATINGS
 from rlhf.errors import MissingError
 from rlhf.reporting.figures import PPO_CHARTS
-from rlhf.reporting.table import RATINGS
 
 LOSSES = ("pretrain/loss", "extend/loss", "sft/loss", "rejection/loss", "gatt/loss")
-TESTED = tuple(f"{model}/test/{rating}" for model in ("helpfulness", "safety") for rating in RATINGS)
+TESTED = tuple(f"{model}/heldout/{rating}" for model in ("helpfulness", "safety") for rating in RATINGS)
 REWARD = (
     ("Loss", ("helpfulness/loss", "safety/loss")),
     ("Accuracy on held-out pairs", TESTED),
     ("Score gap", ("helpfulness/score_gap", "safety/score_gap")),
 )
 
+POLICIES = (
+    ("Gold quality", ("eval/gold_quality",)),
+    ("Violations on unsafe prompts", ("eval/violation_rate",)),
+    ("Reward", ("eval/reward_helpfulness", "eval/reward_safety", "eval/reward_combined")),
+)
+
 
 def workspace(entity: str, project: str) -> Any:
-    """The dashboard, not yet saved: fine-tuning, reward models, PPO.
+    """The dashboard, not yet saved: fine-tuning, reward models, PPO, and what every policy came to.
 
     Raises:
         MissingError: if wandb-workspaces is not installed.
@@ -34,6 +40,7 @@ def workspace(entity: str, project: str) -> Any:
         "Fine-tuning": [("Loss", LOSSES)],
         "Reward models": REWARD,
         "PPO": [(title, names) for title, _, names, _ in PPO_CHARTS],
+        "Policies": POLICIES,
     }
     sections = [
         workspaces.Section(

@@ -11,8 +11,8 @@ from rlhf.tracking.health import RULES
 from rlhf.tracking.metrics import METRICS, meaning_of
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUPS = {"health", "reward", "heldout", "objective", "policy", "val", "value", "loss", "gen", "pool"}
-LIBRARY = ("trainers.py", "rollout.py", "health.py", "models/combiner.py")
+GROUPS = {"health", "reward", "heldout", "objective", "policy", "val", "value", "loss", "gen", "pool", "time", "mem"}
+LIBRARY = ("training/trainers.py", "rollout.py", "tracking/health.py", "tracking/track.py", "models/combiner.py")
 LOGGED = [*(ROOT / "stages").glob("*.py"), *(ROOT / "rlhf" / name for name in LIBRARY)]
 
 
@@ -29,7 +29,7 @@ def test_every_name_that_is_logged_is_explained():
 
 
 def test_every_name_that_is_explained_is_logged():
-    own = {metric.name for metric in METRICS if "*" not in metric.name}
+    own = {metric.name for metric in METRICS if "*" not in metric.name} - {"time"}  # which every row has
     assert own - written() == set()
 
 

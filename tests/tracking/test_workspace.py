@@ -13,7 +13,7 @@ def test_every_panel_shows_a_metric_that_is_logged():
     from rlhf.tracking.workspace import workspace
 
     made = workspace("me", "rlhf")
-    assert [section.name for section in made.sections] == ["Fine-tuning", "Reward models", "PPO"]
+    assert [section.name for section in made.sections] == ["Fine-tuning", "Reward models", "PPO", "Policies"]
     panels = [panel for section in made.sections for panel in section.panels]
     assert len(panels) > 10
     assert {panel.x for panel in panels} == {"step"}
