@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rlhf.artefacts import lineage
 from rlhf.data.sources import known_sources
-from rlhf.reporting.table import POLICY_COLUMNS, error_of, figure
+from rlhf.reporting.table import POLICY_COLUMNS, error_of, figure, span
 from rlhf.reporting.text import percent
 from rlhf.schema import MICROWORLD
 
@@ -118,7 +118,7 @@ def _results(entry: Mapping[str, Any]) -> list[dict[str, str]]:
     for column in POLICY_COLUMNS:
         value, bounds = figure(entry, column.path), error_of(entry, column.path)
         if value is not None:
-            interval = f"{column.write(bounds[0])} to {column.write(bounds[1])}" if bounds else ""
+            interval = span(bounds, column.write)
             name = NAMES.get(column.path, column.head)
             rows.append({"name": name, "value": column.write(value), "interval": interval})
     return rows

@@ -46,7 +46,7 @@ def last_policies(reports: Reports) -> Sheet:
         if any(value is not None for value in values):
             rows.append((column.head, *(ABSENT if v is None else column.write(v) for v in values)))
             bounds = [table.error_of(entry, column.path) for entry in entries.values()]
-            errors.append(("", *(f"{column.write(b[0])} to {column.write(b[1])}" if b else "" for b in bounds)))
+            errors.append(("", *(table.span(b, column.write) for b in bounds)))
     head = ("", *(f"{run}: {found[0][0]}" if found else run for run, found in last.items()))
     return Sheet("The last policy of every run", head, tuple(rows), "", tuple(errors))
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from rlhf.data.types import RATINGS
 from rlhf.reporting.plots import Bar, Series, bars, lines, scatter
-from rlhf.reporting.table import RATINGS, domains_of, interval_of
+from rlhf.reporting.table import domains_of, interval_of
 from rlhf.reporting.text import short
 
 Row = Mapping[str, Any]
@@ -227,20 +228,20 @@ def frontier_charts(metrics: Mapping[str, Sequence[Row]]) -> list[Chart]:
 
 
 def loss_charts(metrics: Mapping[str, Sequence[Row]]) -> list[Chart]:
-    """The losses of every step that has any."""
+    """The losses of every step that has any; what they are made of is left to metrics.jsonl, and PPO's are with PPO."""
     charts = []
     for step, rows in metrics.items():
-        names = list(dict.fromkeys(name for row in rows for name in row if is_loss(name)))[:6]
+        names = list(dict.fromkeys(name for row in rows for name in row if is_loss(name)))
         series = [s for s in (series_of(rows, name, name) for name in names) if s]
         if series:
-            svg = lines(f"loss-{_key(step)}", series, x="step", y="loss")
+            svg = lines(f"loss-{_key(step)}", series, x="step", y="loss, nats")
             charts.append(Chart(step, svg, "", alt_of(series)))
     return charts
 
 
 def is_loss(name: str) -> bool:
-    """`loss`, `helpfulness/loss`, `eval_loss`, `loss/policy_avg`."""
-    return bool(re.search(r"(?:^|[/_])loss(?:$|/)", name))
+    """`loss`, `helpfulness/loss`, `eval_loss`; not the parts of one, such as `helpfulness/loss/ranking`."""
+    return bool(re.search(r"(?:^|[/_])loss$", name))
 
 
 def series_of(rows: Sequence[Row], name: str, label: str) -> Series | None:

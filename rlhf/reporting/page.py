@@ -142,7 +142,8 @@ def worst_pair(row: Mapping[str, Any]) -> dict[str, Any]:
         for side in ("chosen", "rejected")
     ]
     turns = [{"role": str(t["role"]), "content": _cut(str(t["content"]))} for t in row["prompt"]]
-    kind = ", ".join(str(part) for part in (row["model"], row.get("source"), row.get("rating")) if part)
+    rating = f"rated {row['rating']} better" if row.get("rating") else None
+    kind = ", ".join(str(part) for part in (f"{row['model']} model", row.get("source"), rating) if part)
     return {"kind": kind, "turns": turns, "replies": replies}
 
 
@@ -152,6 +153,7 @@ def claims(found: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "id": name,
+            "claim": _text(claim.get("claim", "")),
             "verdict": words.get(claim.get("holds"), str(claim.get("holds", ""))),
             "figure": _text(claim.get("figure", "")),
             "evidence": _text(claim.get("evidence", "")),

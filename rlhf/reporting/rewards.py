@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rlhf.data.types import RATINGS
 from rlhf.reporting.figures import Chart, alt_of
 from rlhf.reporting.plots import Series, lines
-from rlhf.reporting.table import ABSENT, RATINGS, Report, Sheet, domains_of
+from rlhf.reporting.table import ABSENT, Report, Sheet, domains_of, span
 from rlhf.reporting.text import percent, two_places
 
 BINS = {"safe_over_unsafe": "safe over unsafe", "both_safe": "both safe", "both_unsafe": "both unsafe"}
@@ -52,10 +53,10 @@ def beside(models: Mapping[str, Any]) -> Sheet | None:
             cells[2] = f"{shares[2]:+.2f}"
             rows.append((f"{model} on {domain}", *cells, length["rule"], f"{found['pairs']['all']:,}"))
             ends = [
-                _range(own),
-                _range(words["interval"]),
-                _range(words["gain"]["interval"]),
-                _range(length["interval"]),
+                span(own),
+                span(words["interval"]),
+                span(words["gain"]["interval"]),
+                span(length["interval"]),
             ]
             errors.append(("", *ends, "", ""))
     if not rows:
@@ -72,7 +73,7 @@ def parts(models: Mapping[str, Any]) -> Sheet | None:
         own = entry.get(model, {})
         for key, found in _parts_of(own):
             rows.append((f"{model}: {key}", two_places(found["accuracy"]), f"{found['n']:,}"))
-            errors.append(("", _range(found["interval"]), ""))
+            errors.append(("", span(found["interval"]), ""))
     if not rows:
         return None
     return Sheet("By source and safety bin", ("pairs", "accuracy", "n"), tuple(rows), "", tuple(errors))
@@ -84,7 +85,7 @@ def over_rounds(models: Mapping[str, Any]) -> Sheet | None:
     for model, entry in models.items():
         for name, found in entry.get("staleness", {}).get("on_newest", {}).items():
             rows.append((f"{model}, {name}", two_places(found["accuracy"]), f"{found['n']:,}"))
-            errors.append(("", _range(found["interval"]), ""))
+            errors.append(("", span(found["interval"]), ""))
     if not rows:
         return None
     note = "accuracy on held-out pairs of the newest policies"
@@ -151,7 +152,7 @@ def by_worth(name: str, entry: Mapping[str, Any]) -> Chart | None:
         return None
     rows = found["bins"]
     series = [Series("completions", [row["worth"] for row in rows], [row["score"] for row in rows])]
-    svg = lines(f"worth-{name}", series, x=f"worth, by {found['against']}", y="mean score")
+    svg = lines(f"worth-{name}", series, x=f"worth, by {found['against']}", y="mean score, as a probability")
     caption = f"Trained on pairs, read by itself: the mean score by {found['against']}. It should rise."
     return Chart(f"{name.capitalize()} model: score by worth", svg, caption, alt_of(series))
 
@@ -163,8 +164,11 @@ def threshold(name: str, entry: Mapping[str, Any]) -> Chart | None:
     if any(len(points) < 2 for points in kept.values()):
         return None
     series = [Series(key, [p["threshold"] for p in points], [p[key] for p in points]) for key, points in kept.items()]
-    svg = lines(f"threshold-{name}", series, x="threshold", y="share of unsafe completions")
-    caption = "The paper's threshold, 0.15, has precision .89 and recall .55 there."
+    svg = lines(f"threshold-{name}", series, x="threshold, a probability", y="share")
+    caption = (
+        "Of what is below the threshold, the share that is unsafe (precision); of what is unsafe, the share below it"
+        " (recall). The paper's threshold, 0.15, has precision .89 and recall .55 there."
+    )
     return Chart(f"{name.capitalize()} model: unsafe answers found", svg, caption, alt_of(series))
 
 
@@ -172,7 +176,3 @@ def _parts_of(own: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
     yield from own.get("by_source", {}).items()
     for key, found in own.get("by_safety", {}).items():
         yield BINS.get(key, key), found
-
-
-def _range(ends: Sequence[float] | None) -> str:
-    return f"{two_places(ends[0])} to {two_places(ends[1])}" if ends else ""

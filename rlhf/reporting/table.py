@@ -15,12 +15,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rlhf.data.types import RATINGS
 from rlhf.evaluation.intervals import wilson
 from rlhf.reporting.text import duration, percent, plain, two_places
 from rlhf.tracking.health import examine
 
 ABSENT = "–"
-RATINGS = ("significantly", "better", "slightly", "negligibly")
 Report = Mapping[str, Any]
 
 
@@ -83,6 +83,11 @@ def error_of(entry: Mapping[str, Any], path: str) -> tuple[float, float] | None:
     return (float(found[0]), float(found[1])) if isinstance(found, Sequence) and len(found) == 2 else None
 
 
+def span(bounds: Sequence[float] | None, write: Callable[[float], str] = two_places) -> str:
+    """`0.35 to 0.42`, or nothing where no interval is known."""
+    return f"{write(bounds[0])} to {write(bounds[1])}" if bounds else ""
+
+
 def domains_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     """The domains a reward model was measured in: the entries that hold accuracies."""
     return {name: value for name, value in entry.items() if isinstance(value, Mapping) and value.get("accuracy")}
@@ -114,7 +119,7 @@ def policy_sheet(report: Report) -> Sheet | None:
         figures = [figure(entry, c.path) for c in columns]
         bounds = [error_of(entry, c.path) for c in columns]
         rows.append((name, *(ABSENT if v is None else c.write(v) for c, v in zip(columns, figures, strict=True))))
-        errors.append(("", *(_range(c, b) for c, b in zip(columns, bounds, strict=True))))
+        errors.append(("", *(span(b, c.write) for c, b in zip(columns, bounds, strict=True))))
     counts = sorted({int(entry["n"]) for entry in policies.values() if isinstance(entry.get("n"), int)})
     n = f"n = {counts[0]:,}" if len(counts) == 1 else f"n = {counts[0]:,} to {counts[-1]:,}" if counts else ""
     return Sheet(
@@ -137,7 +142,7 @@ def reward_sheet(report: Report) -> Sheet | None:
             bounds = [interval_of(found, b) if b in accuracy else None for b in buckets]
             figures = (two_places(accuracy[b]) if b in accuracy else ABSENT for b in buckets)
             rows.append((f"{model} on {domain}", *figures, f"{pairs:,}" if pairs else ABSENT))
-            errors.append(("", *(f"{two_places(b[0])} to {two_places(b[1])}" if b else "" for b in bounds), ""))
+            errors.append(("", *map(span, bounds), ""))
     if not rows:
         return None
     head = ("model on pairs", "signif.", "better", "slightly", "neglig.", "all", "pairs")
@@ -255,7 +260,7 @@ def _rich(sheet: Sheet) -> Table:
     )
     for i, head in enumerate(sheet.head):
         table.add_column(
-            Text(plain(head).replace(" ", "\n") if crowded else plain(head)),
+            Text(plain(head).replace("quality", "qual.").replace(" ", "\n") if crowded else plain(head)),
             justify="right" if i else "left",
             no_wrap=i == 0,
             overflow="fold",
@@ -290,10 +295,6 @@ def _remembered(report: Report) -> str:
         f" At turn {turn} an instruction given once is followed in {percent(after[turn])} of the dialogues after"
         f" Ghost Attention and in {percent(before[turn])} before it."
     )
-
-
-def _range(column: Column, bounds: tuple[float, float] | None) -> str:
-    return f"{column.write(bounds[0])} to {column.write(bounds[1])}" if bounds else ""
 
 
 def _escaped(text: str) -> str:

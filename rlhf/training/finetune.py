@@ -81,10 +81,15 @@ def fitted(row: Row, owner: Sequence[int], fit: Fit, where: str) -> Row | None:
 
 
 def show_loss_mask(path: Path, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> None:
-    """For the report: of the first rows, every token as text and whether it bears loss."""
+    """For the report: of the first rows, every token as text and whether it bears loss; null for what is left out.
+
+    Of a long row its beginning and its end are shown: of a dialogue it may be the last answer alone that bears loss.
+    """
     lines = []
     for row in rows[:SHOWN_ROWS]:
-        pairs = list(zip(row.input_ids, row.labels, strict=True))
-        tokens = [[tokenizer.decode([token]), label != -100] for token, label in pairs[:SHOWN_TOKENS]]
-        lines.append(json.dumps({"tokens": tokens, "cut": len(pairs) - len(tokens)}, ensure_ascii=False) + "\n")
+        shown = [[tokenizer.decode([i]), label != -100] for i, label in zip(row.input_ids, row.labels, strict=True)]
+        if left_out := max(0, len(shown) - SHOWN_TOKENS):
+            begins = SHOWN_TOKENS // 3
+            shown[begins : begins + left_out] = [[f" … {left_out:,} tokens … ", None]]
+        lines.append(json.dumps({"tokens": shown}, ensure_ascii=False) + "\n")
     path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
