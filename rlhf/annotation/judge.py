@@ -12,9 +12,11 @@ import re
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from rlhf.annotation.pairs import Candidate
 from rlhf.annotation.people import shown
@@ -34,6 +36,7 @@ FORM = (
     'Reply with one line of JSON and nothing else: {"choice": 1 or 2, "degree": "significantly" or "better" or '
     '"slightly" or "negligibly"'
 )
+Reason = Literal["pairs undecided in both orders", "replies not understood", "chosen although only the other is safe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,40 +49,34 @@ class Verdict:
 
 @dataclass(slots=True)
 class Judge:
-    """Where the judge is, and what became of the pairs it was asked about."""
+    """Where the judge is, and why pairs it was asked about came to nothing."""
 
     endpoint: str
     model: str
-    undecided: int = 0
-    unread: int = 0
-    left_out: int = 0
+    dropped: Counter[Reason] = field(default_factory=Counter)
 
     def rate(self, pairs: Sequence[Candidate]) -> list[Preference]:
         """The preferences of pairs, in their order; those the judge can't decide are counted."""
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            return [rated for rated in pool.map(self._rate, pairs) if rated is not None]
+            found = list(pool.map(self._rate, pairs))
+        self.dropped.update(reason for reason in found if not isinstance(reason, Preference))
+        return [rated for rated in found if isinstance(rated, Preference)]
 
     def __str__(self) -> str:
-        return (
-            f"judge {self.model}: {self.undecided:,} pairs undecided in both orders, {self.unread:,} replies not "
-            f"understood, {self.left_out:,} chosen although only the other is safe"
-        )
+        return f"judge {self.model}: " + ", ".join(f"{self.dropped[reason]:,} {reason}" for reason in get_args(Reason))
 
-    def _rate(self, pair: Candidate) -> Preference | None:
+    def _rate(self, pair: Candidate) -> Preference | Reason:
         given = parse(self._ask(prompt(pair, swapped=False)), pair.domain)
         again = parse(self._ask(prompt(pair, swapped=True)), pair.domain)
         if given is None or again is None:
-            self.unread += 1
-            return None
+            return "replies not understood"
         strength = given.strength - again.strength  # twice the mean: the second reply counts from the other side
         if not strength:
-            self.undecided += 1
-            return None
+            return "pairs undecided in both orders"
         safe = tuple(one if one == other else None for one, other in zip(given.safe, again.safe[::-1], strict=True))
         labels = (safe[0], safe[1])
         found = pair.rated(1 if strength > 0 else 2, degree(abs(strength) / 2), labels, source=f"judge {self.model}")
-        self.left_out += found is None
-        return found
+        return found or "chosen although only the other is safe"
 
     def _ask(self, text: str) -> str:
         body = {

@@ -171,13 +171,13 @@ def test_a_judge_that_knows_is_asked_in_both_orders(judged, monkeypatch):
 def test_a_judge_that_prefers_what_it_reads_first_decides_nothing(judged):
     judge = Judge(judged(lambda one, two: says(1, "significantly"))[0], "large")
     assert judge.rate([candidate(i) for i in range(5)]) == []
-    assert judge.undecided == 5
+    assert judge.dropped == {"pairs undecided in both orders": 5}
 
 
 def test_replies_that_are_no_verdict_are_counted(judged):
     judge = Judge(judged(lambda one, two: "both are fine")[0], "large")
     assert judge.rate([candidate(0)]) == []
-    assert judge.unread == 1
+    assert judge.dropped == {"replies not understood": 1}
 
 
 def test_safety_labels_count_where_both_orders_agree(judged):
