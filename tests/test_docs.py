@@ -13,13 +13,27 @@ from rlhf.provenance.origins import known_settings
 from rlhf.schema import Source
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ("README.md", "PAPER.md", "CONTRIBUTING.md", "LOG.md", "data/README.md", "configs/README.md")
+DOCS = (
+    "README.md",
+    "PAPER.md",
+    "CONTRIBUTING.md",
+    "LOG.md",
+    "data/README.md",
+    "configs/README.md",
+    "benchmarks/README.md",
+)
 FOLDERS = "rlhf|stages|configs|data|tests|benchmarks"
 TEMPLATES = {"stages/name.py", "rlhf/functional/name.py", "tests/functional/test_name.py"}
 
 
 def text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
+
+
+def commands(name: str) -> list[list[str]]:
+    """The words after `rlhf` of every command that a page shows."""
+    lines = [line.partition("#")[0] for line in text(name).splitlines() if line.startswith("    rlhf ")]
+    return [shlex.split(line)[1:] for line in lines]
 
 
 @pytest.mark.parametrize("name", DOCS)
@@ -53,23 +67,20 @@ def test_the_readmes_tree_names_every_room_of_the_library():
 
 
 def test_every_command_of_the_readme_is_accepted():
-    lines = [line.partition("#")[0] for line in text("README.md").splitlines() if line.startswith("    rlhf ")]
-    assert len(lines) >= len(COMMANDS)
-    for line in lines:
-        words = shlex.split(line)[1:]
+    named = {words[0] for words in commands("README.md")}
+    assert named == {command.name for command in COMMANDS}
+    for words in [*commands("README.md"), *commands("benchmarks/README.md")]:
         request = parse(words)
         try:
             request.load()
         except RlhfError as error:
-            raise AssertionError(f"{line.strip()}: {error}") from None
+            raise AssertionError(f"{shlex.join(words)}: {error}") from None
 
 
 def test_the_light_commands_of_the_readme_do_what_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RLHF_RUNS", raising=False)
-    lines = [line.partition("#")[0] for line in text("README.md").splitlines() if line.startswith("    rlhf ")]
-    commands = [shlex.split(line)[1:] for line in lines]
-    light = [words for words in commands if words[0] in ("plan", "show", "status", "metrics", "diff")]
+    light = [words for words in commands("README.md") if words[0] in ("plan", "show", "status", "metrics", "diff")]
     assert len(light) >= 6
     assert [words for words in light if main(words) != 0] == [], capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
