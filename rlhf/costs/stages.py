@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.costs.memory import WIDTH, Bytes, activations, adapter, frozen, trained
 from rlhf.costs.shapes import Shape
 
 if TYPE_CHECKING:
-    from rlhf.schema import Recipe
+    from rlhf.schema import Recipe, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Hardware:
     prompt_tokens: int = 512
     """Mean length of a prompt."""
     rows: int = 30_000
-    """Of a set without a limit."""
+    """Of a set without a limit whose rows are not counted: they are in a local file of JSON lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,8 @@ class _Plan:
         return passes * self.forward(tokens, length)
 
     def rows_of(self, config: Any) -> int:
-        """Rows of a stage's data, as far as the recipe says."""
-        return sum(source.limit or self.hardware.rows for source in config.data)
+        """Rows of a stage's data: those of a file of lines are counted, elsewhere the limit has the word."""
+        return sum(_rows(source, otherwise=self.hardware.rows) for source in config.data)
 
     def saved(self, *, scored: bool = False) -> float:
         """Bytes of a checkpoint."""
@@ -111,6 +112,15 @@ def _base(p: _Plan) -> Cost:
     full = _Plan(p.recipe.model_copy(update={"model": whole}), p.shape, p.hardware)
     held = full.sharded(full.policy(learns=True)) + full.activations(rows, config.row_length, config.row_length)
     return Cost("base", held, tokens, full.learning(tokens, config.row_length), full.saved())
+
+
+def _rows(source: Source, *, otherwise: int) -> int:
+    file = Path(source.path or "").expanduser()
+    if file.suffix != ".jsonl" or not file.is_file():
+        return source.limit or otherwise
+    with file.open("rb") as lines:
+        found = sum(not line.isspace() for line in lines)
+    return min(source.limit or found, found)
 
 
 def _fine_tuned(p: _Plan, stage: str, rows: float, *, beside: Bytes | None = None) -> Cost:

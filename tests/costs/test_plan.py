@@ -133,3 +133,12 @@ def test_it_loads_no_torch():
         "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60, capture_output=True)
+
+
+@pytest.mark.parametrize(("limit", "rows"), [("null", 3), (2, 2), (9, 3)])
+def test_rows_of_a_local_file_are_counted(tmp_path, limit, rows):
+    """Twice (two epochs) 1,024 tokens a row: a prompt of 512 and an answer as long."""
+    file = tmp_path / "ours.jsonl"
+    file.write_text('{"a": 1}\n\n{"a": 2}\n{"a": 3}')
+    recipe = load("llama2-7b", [f"sft.data=[{{name: ours, path: '{file}', limit: {limit}}}]"]).recipe
+    assert cost_of("sft", recipe, shape_of(recipe.model), Hardware()).tokens == rows * 1024 * 2
