@@ -21,7 +21,7 @@ from rich.console import Console
 
 from rlhf import report as reports
 from rlhf.errors import DataError
-from rlhf.reporting import compare
+from rlhf.reporting import compare, table
 from rlhf.reporting.changes import word_changes
 from rlhf.reporting.figures import falls_with_rating, is_loss, over_optimised, temperature_charts
 from rlhf.reporting.plots import Series, lines
@@ -385,6 +385,17 @@ def test_the_headline_and_the_tables_say_the_numbers(finished: tuple[dict[str, A
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_every_column_of_the_policies_fits_into_eighty() -> None:
+    entry: dict[str, Any] = {c.path: 0.84 if "gold" in c.path else 0.997 for c in table.POLICY_COLUMNS}
+    entry |= {"reward_combined": -2.53, "reward_p10": -2.53, "kl_to_reference": 29.86}
+    entry["false_refusal"] = {"borderline": 0.997, "ordinary": 0.997}
+    found = {"run": "tiny", "policies": {"rejection-1": entry}, "stages": [], "total_seconds": 0}
+    head, body = shown(found).split("rejection-1", 1)
+    words = {table.NARROW.get(word, word) for column in table.POLICY_COLUMNS for word in column.head.split()}
+    assert words <= set(head.split())
+    assert body.count("99.7%") == sum(column.write is table.percent for column in table.POLICY_COLUMNS)
+
+
 def test_overlapping_intervals_are_not_sold_as_a_result(finished: tuple[dict[str, Any], Path]) -> None:
     report = json.loads(json.dumps(finished[0]))
     report["policies"]["ppo"]["interval"]["gold_quality"] = [0.38, 0.70]
@@ -397,8 +408,8 @@ def test_markdown_has_a_row_for_every_policy(finished: tuple[dict[str, Any], Pat
         assert f"\n| {name} |" in text
     tables = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
     assert len(tables) == 3
-    for table in tables:
-        assert len({line.count("|") for line in table}) == 1
+    for lines_of_one in tables:
+        assert len({line.count("|") for line in lines_of_one}) == 1
 
 
 def test_an_unchanged_run_is_not_drawn_again(

@@ -248,8 +248,11 @@ def markdown(report: Report) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+NARROW = {"quality": "qual.", "violates": "viol.", "refuses": "refus.", "follows": "foll."}
+
+
 def _rich(sheet: Sheet) -> Table:
-    crowded = len(sheet.head) > 8  # nine figures fit into 80 columns with headings on two lines
+    crowded = len(sheet.head) > 8  # eleven figures fit into 80 columns with narrow headings on two lines
     table = Table(
         title=Text(sheet.title, style="bold"),
         title_justify="left",
@@ -260,7 +263,7 @@ def _rich(sheet: Sheet) -> Table:
     )
     for i, head in enumerate(sheet.head):
         table.add_column(
-            Text(plain(head).replace("quality", "qual.").replace(" ", "\n") if crowded else plain(head)),
+            Text("\n".join(NARROW.get(word, word) for word in plain(head).split()) if crowded else plain(head)),
             justify="right" if i else "left",
             no_wrap=i == 0,
             overflow="fold",
