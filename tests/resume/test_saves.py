@@ -220,18 +220,3 @@ def test_a_second_signal_or_one_that_nobody_looks_for_quits_at_once(world):
         stop.signalled()
         with pytest.raises(KeyboardInterrupt):
             stop.signalled()
-
-
-def test_rows_that_wandb_was_shown_by_a_killed_life_are_not_shown_again(world, monkeypatch):
-    shown = []
-    monkeypatch.setattr("rlhf.tracking.wandb_run.WandbRun.log", lambda self, row, number: shown.append(row["loss"]))
-    for until in (4, 2, None):  # the second life dies before it has come as far as the first
-        saves = world.life(every=600 if until == 2 else 0)
-        if until is None:
-            work(saves)
-        else:
-            with pytest.raises(KilledError):
-                work(saves, until=until)
-        for save in (world.out / "resume").glob("save-*"):
-            shutil.rmtree(save)
-    assert shown == [0, 1, 2, 3, 4, 5]
