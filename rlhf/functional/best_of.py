@@ -1,29 +1,10 @@
-"""Best of K: the sample that rejection sampling keeps, and what to expect of k samples (paper 3.2.3, Figures 7, 8)."""
+"""Best of K: what to expect of k samples (paper 3.2.3, Figures 7, 8)."""
 
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-
-
-def best_of(scores: Float[Tensor, "B K"]) -> Int[Tensor, " B"]:
-    """The new gold standard of each prompt: its completion with the highest score (paper 3.2.3).
-
-        k* = argmax_k R(y_k | x),   the first of equals
-
-    Args:
-        scores: [B, K] of K completions a prompt, in any unit.
-
-    Returns:
-        [B] indices into K.
-
-    Raises:
-        ValueError: if a score is NaN, which compares as the best.
-    """
-    if bool(scores.isnan().any()):
-        raise ValueError("scores hold NaN: there is no best of them")
-    return scores.argmax(dim=1)
 
 
 def expected_max(scores: Float[Tensor, "*batch N"], *, k: int) -> Float[Tensor, "*batch"]:

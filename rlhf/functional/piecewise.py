@@ -41,31 +41,3 @@ def piecewise_score(
     # "not at or above" is "below" for every number, and is true of NaN.
     safety_counts = is_safety_prompt | ~(probability >= safety_threshold)
     return torch.where(safety_counts, safety_score, helpfulness_score)
-
-
-def logit(probability: Float[Tensor, "*shape"], *, epsilon: float) -> Float[Tensor, "*shape"]:
-    """Undo the sigmoid, for reward models that report probabilities (paper 3.2.3, LOGIT).
-
-        logit(p) = log(p / (1 - p)),   p clamped to [epsilon, 1 - epsilon]
-
-    Without the clamp, which is ours, a saturated score of exactly 0 or 1 is infinite, and one such score
-    makes the whitened batch NaN. logit(0.15) = -1.7346.
-
-    Args:
-        probability: [*shape] scores in [0, 1].
-        epsilon: how close to 0 and 1 a probability may come; 1e-6 bounds the result by 13.8 in single precision.
-
-    Returns:
-        [*shape] scores in logits, finite.
-
-    Raises:
-        ValueError: if a score is not a probability, which is what passing logits looks like; or if `epsilon` is
-            not in (0, 0.5), or so small that 1 - epsilon is 1 in the precision of the scores.
-    """
-    if not torch.finfo(probability.dtype).eps <= epsilon < 0.5:
-        smallest = torch.finfo(probability.dtype).eps
-        raise ValueError(f"epsilon must be in [{smallest:.1e}, 0.5) for {probability.dtype}, got {epsilon!r}")
-    if bool(((probability < 0.0) | (probability > 1.0)).any()):
-        low, high = probability.min().item(), probability.max().item()
-        raise ValueError(f"probabilities must be in [0, 1], got [{low:.4g}, {high:.4g}]: are these logits already?")
-    return torch.logit(probability, eps=epsilon)

@@ -1,4 +1,4 @@
-"""Best of K: the first of equals, and expectations against every subset there is."""
+"""Best of K: expectations against every subset there is."""
 
 from itertools import combinations
 
@@ -6,20 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.functional.best_of import best_of, expected_at_max, expected_max, expected_median
-
-
-def test_the_highest_score_of_each_row_wins_and_the_first_of_equals():
-    assert best_of(torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0], [-3.0, -1.0, -1.0]])).tolist() == [1, 0, 1]
-
-
-def test_a_candidate_that_is_out_of_the_race_loses():
-    assert best_of(torch.tensor([[-torch.inf, -9.0]])).tolist() == [1]
-
-
-def test_not_a_number_is_not_the_best():
-    with pytest.raises(ValueError, match="NaN"):
-        best_of(torch.tensor([[1.0, torch.nan]]))
+from rlhf.functional.best_of import expected_at_max, expected_max, expected_median
 
 
 def test_pairs_of_three_by_hand():

@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlhf.functional.logprobs import chosen_logprobs, chosen_logprobs_from_hidden, entropy
+from rlhf.functional.logprobs import chosen_logprobs, entropy
 
 # probabilities 1/4 and 3/4, at temperature 1
 QUARTER = torch.tensor([[[0.0, math.log(3)]]])
@@ -66,54 +65,6 @@ def storages_kept(compute) -> dict[int, int]:
     return kept
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation made."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.largest = max(self.largest, result.numel())
-        return result
-
-
-def head_and_hidden() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(2, 5, 3, generator=generator).requires_grad_()
-    head = torch.randn(40, 3, generator=generator).requires_grad_()
-    return hidden, head, torch.randint(40, (2, 5), generator=generator)
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 5, 10, 1000])
-def test_chunks_agree_with_torch_in_value_and_gradient(chunk):
-    hidden, head, tokens = head_and_hidden()
-    weight = torch.arange(10.0).view(2, 5)  # so that positions are not interchangeable
-    expected = torch.log_softmax(hidden @ head.T / 0.7, -1).gather(-1, tokens[..., None])[..., 0]
-    wanted = torch.autograd.grad((expected * weight).sum(), (hidden, head))
-    found = chosen_logprobs_from_hidden(hidden, head, tokens, temperature=0.7, chunk=chunk)
-    torch.testing.assert_close(found, expected)
-    # 1e-5: the head's gradient is summed over positions in another order
-    torch.testing.assert_close(
-        torch.autograd.grad((found * weight).sum(), (hidden, head)), wanted, atol=1e-5, rtol=1e-5
-    )
-
-
-def test_the_logits_never_exist_in_one_piece():
-    hidden, head, tokens = head_and_hidden()
-    with LargestTensor() as seen:
-        chosen_logprobs_from_hidden(hidden, head, tokens, temperature=1.0, chunk=3).sum().backward()
-    # three positions of forty words, or the gradient of the head; all logits would be 400
-    assert seen.largest == max(3 * 40, head.numel())
-
-
-def test_no_logits_are_kept_for_the_backward_pass():
-    hidden, head, tokens = head_and_hidden()
-    kept = storages_kept(lambda: chosen_logprobs_from_hidden(hidden, head, tokens, temperature=1.0, chunk=4))
-    assert 4 * 40 not in kept.values()
-    assert sum(size for address, size in kept.items() if address != head.data_ptr()) < 4 * 40
-
-
 def test_entropy_by_hand():
     logits = torch.stack([torch.zeros(4), torch.tensor([0.0, 0.0, -torch.inf, -torch.inf])]).unsqueeze(0)
     # four equal: log 4.  two of four: log 2.  (1/4, 3/4): 1/4 log 4 + 3/4 log 4/3 = 0.5623351
@@ -129,14 +80,5 @@ def test_entropy_has_a_gradient_where_tokens_cannot_occur():
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
 def test_no_distribution_at_temperature_zero(temperature):
-    hidden, head, tokens = head_and_hidden()
     with pytest.raises(ValueError, match="temperature"):
         chosen_logprobs(QUARTER, torch.tensor([[1]]), temperature=temperature)
-    with pytest.raises(ValueError, match="temperature"):
-        chosen_logprobs_from_hidden(hidden, head, tokens, temperature=temperature, chunk=1)
-
-
-def test_chunks_of_nothing_are_refused():
-    hidden, head, tokens = head_and_hidden()
-    with pytest.raises(ValueError, match="chunk"):
-        chosen_logprobs_from_hidden(hidden, head, tokens, temperature=1.0, chunk=0)

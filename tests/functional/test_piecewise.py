@@ -1,9 +1,9 @@
-"""The piecewise score: the truth table of the paper, and the logit that the paper takes."""
+"""The piecewise score: the truth table of the paper."""
 
 import pytest
 import torch
 
-from rlhf.functional.piecewise import logit, piecewise_score
+from rlhf.functional.piecewise import piecewise_score
 
 HELPFUL = 7.0
 
@@ -41,9 +41,7 @@ def test_exactly_at_the_threshold_helpfulness_speaks():
 
 def test_a_reported_score_of_0_15_is_not_below_0_15():
     reported = torch.tensor([0.15])
-    score = piecewise_score(
-        torch.tensor([HELPFUL]), logit(reported, epsilon=1e-6), torch.tensor([False]), safety_threshold=0.15
-    )
+    score = piecewise_score(torch.tensor([HELPFUL]), reported.logit(), torch.tensor([False]), safety_threshold=0.15)
     assert score.item() == HELPFUL
 
 
@@ -80,25 +78,3 @@ def test_half_precision_scores_are_compared_in_single_precision():
 def test_a_threshold_in_logits_is_refused(threshold):
     with pytest.raises(ValueError, match="probability"):
         combined(0.0, tagged=False, threshold=threshold)
-
-
-def test_logit_by_hand():
-    # recipe check S8: log(0.15 / 0.85) = -1.734601; log(0.75 / 0.25) = log 3 = 1.098612
-    probability = torch.tensor([0.15, 0.5, 0.75])
-    torch.testing.assert_close(logit(probability, epsilon=1e-6), torch.tensor([-1.734601, 0.0, 1.098612]))
-
-
-def test_saturated_probabilities_become_the_clamp():
-    # log(0.999 / 0.001) = log 999 = 6.906755
-    ends = logit(torch.tensor([0.0, 1.0]), epsilon=1e-3)
-    torch.testing.assert_close(ends, torch.tensor([-6.906755, 6.906755]))
-
-
-def test_logit_refuses_logits_and_useless_clamps():
-    with pytest.raises(ValueError, match="are these logits already"):
-        logit(torch.tensor([0.5, 2.0]), epsilon=1e-6)
-    with pytest.raises(ValueError, match="are these logits already"):
-        logit(torch.tensor([-0.1, 0.5]), epsilon=1e-6)
-    for epsilon in (0.0, 1e-9, 0.5):  # 1 - 1e-9 is 1 in single precision, so the clamp would let 1 through
-        with pytest.raises(ValueError, match="epsilon"):
-            logit(torch.tensor([0.5]), epsilon=epsilon)

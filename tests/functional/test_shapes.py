@@ -30,21 +30,15 @@ CALLS = {
     "value_loss": ([TOKENS, TOKENS, TOKENS, MASK], {"value_clip_range": 0.2}),
     "explained_variance": ([TOKENS, TOKENS, MASK], {}),
     "chosen_logprobs": ([LOGITS, PLACES], {"temperature": 1.0}),
-    "chosen_logprobs_from_hidden": (
-        [torch.zeros(B, T, H), torch.zeros(V, H), PLACES],
-        {"temperature": 1.0, "chunk": 2},
-    ),
     # from here on one tensor alone, whose rank and type are checked
-    "logit": ([torch.full((B,), 0.5)], {"epsilon": 1e-6}),
     "last_token": ([MASK], {}),
     "entropy": ([LOGITS], {}),
-    "best_of": ([torch.zeros(B, K)], {}),
     "expected_at_max": ([torch.zeros(B, K), torch.zeros(B, K)], {"k": 2}),
     "expected_max": ([torch.zeros(B, K)], {"k": 2}),
     "expected_median": ([torch.zeros(B, K)], {"k": 2}),
 }
-# Some take no tensor, `merge_moments` only scalars; whitening needs the moments of the checked module.
-ELSEWHERE = {"margin_of", "next_multiplier", "merge_moments", "whiten", "unit_variance"}
+# Some take no tensor; whitening needs the moments of the checked module.
+ELSEWHERE = {"margin_of", "next_multiplier", "whiten"}
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +74,18 @@ def test_what_does_not_fit_is_refused(functional, name, place):
     odd = list(tensors)
     if len(odd) == 1:  # alone, there is nothing to disagree with, and the type has to be wrong
         odd[place] = odd[place].to(torch.complex64)
-    else:  # one row more than the others; of the head, one column, since any vocabulary fits
-        dim = 1 if (name, place) == ("chosen_logprobs_from_hidden", 1) else 0
-        odd[place] = torch.cat([odd[place], odd[place].narrow(dim, 0, 1)], dim=dim)
+    else:  # one row more than the others
+        odd[place] = torch.cat([odd[place], odd[place][:1]])
     with pytest.raises(jaxtyping.TypeCheckError):
         getattr(functional, name)(*odd, **keywords)
 
 
-@pytest.mark.parametrize("name", ["whiten", "unit_variance"])
-def test_whitening(functional, name):
-    scaled = getattr(functional, name)
+def test_whitening(functional):
     x = torch.randn(B, T, generator=torch.Generator().manual_seed(0))
-    found = functional.merge_moments([functional.moments(x, MASK)])
-    assert scaled(x, MASK, found, epsilon=1e-8).shape == (B, T)
+    found = functional.moments(x, MASK)
+    assert functional.whiten(x, MASK, found, epsilon=1e-8).shape == (B, T)
     with pytest.raises(jaxtyping.TypeCheckError):
-        scaled(x, MASK[:1], found, epsilon=1e-8)
+        functional.whiten(x, MASK[:1], found, epsilon=1e-8)
 
 
 @pytest.mark.parametrize("name", ["expected_max", "expected_median"])

@@ -1,9 +1,9 @@
-"""Whitening: what it promises, over one process or many, and what it does not read."""
+"""Whitening: what it promises, and what it does not read."""
 
 import pytest
 import torch
 
-from rlhf.functional.whiten import Moments, merge_moments, moments, unit_variance, whiten
+from rlhf.functional.whiten import moments, whiten
 
 
 def everywhere(x: torch.Tensor) -> torch.Tensor:
@@ -22,8 +22,6 @@ def test_four_numbers_by_hand():
     assert [float(m) for m in found] == [4.0, 2.5, 1.25]
     expected = torch.tensor([-1.341641, -0.447214, 0.447214, 1.341641])
     torch.testing.assert_close(whiten(x, everywhere(x), found, epsilon=1e-8), expected)
-    expected = torch.tensor([0.894427, 1.788854, 2.683282, 3.577709])
-    torch.testing.assert_close(unit_variance(x, everywhere(x), found, epsilon=1e-8), expected)
 
 
 def test_mean_zero_variance_one_where_the_mask_is_true():
@@ -32,13 +30,6 @@ def test_mean_zero_variance_one_where_the_mask_is_true():
     # 1e-6: single-precision rounding of numbers of size 1
     torch.testing.assert_close(inside.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
     torch.testing.assert_close(inside.var(correction=0), torch.tensor(1.0))
-
-
-def test_unit_variance_keeps_every_sign():
-    x, where = scores_and_mask()
-    scaled = unit_variance(x, where, moments(x, where), epsilon=1e-8)[where]
-    torch.testing.assert_close(scaled.var(correction=0), torch.tensor(1.0))
-    assert torch.equal(scaled.sign(), x[where].sign())
 
 
 def test_positive_affine_changes_cancel_whatever_the_scale():
@@ -53,13 +44,12 @@ def test_positive_affine_changes_cancel_whatever_the_scale():
         )
 
 
-@pytest.mark.parametrize("scaled", [whiten, unit_variance])
-def test_nothing_is_read_or_written_where_the_mask_is_false(scaled):
+def test_nothing_is_read_or_written_where_the_mask_is_false():
     x = torch.tensor([1.0, torch.nan, 3.0, torch.inf])
     where = torch.tensor([True, False, True, False])
     found = moments(x, where)
     assert [float(m) for m in found] == [2.0, 2.0, 1.0]
-    assert scaled(x, where, found, epsilon=1e-8)[~where].tolist() == [0.0, 0.0]
+    assert whiten(x, where, found, epsilon=1e-8)[~where].tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("constant", [0.1, 1000.1, 0.0])
@@ -75,55 +65,15 @@ def test_epsilon_is_the_smallest_std_divided_by():
     assert whiten(x, everywhere(x), moments(x, everywhere(x)), epsilon=2.0).tolist() == [-0.25, 0.25]
 
 
-def test_two_unequal_shares_by_hand():
-    # {1, 2, 3}: n 3, mean 2, var 2/3. {10}: n 1, mean 10, var 0.
-    # together: mean 16/4 = 4, var (9 + 4 + 1 + 36) / 4 = 12.5
-    parts = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0])]
-    merged = merge_moments([moments(part, everywhere(part)) for part in parts])
-    assert [float(m) for m in merged] == pytest.approx([4.0, 4.0, 12.5])
-
-
-def test_shares_in_any_order_and_empty_ones_merge_to_the_whole():
-    x, where = scores_and_mask()
-    where[2] = False  # one process saw only padding
-    parts = [moments(row, mask) for row, mask in zip(x, where, strict=True)]
-    for merged in (
-        merge_moments(parts),
-        merge_moments(parts[::-1]),
-        merge_moments([merge_moments(parts[:2]), *parts[2:]]),
-    ):
-        torch.testing.assert_close(tuple(merged), tuple(moments(x, where)))
-    assert [float(m) for m in parts[2]] == [0.0, 0.0, 0.0]
-
-
-def test_a_constant_batch_is_constant_across_processes_too():
-    parts = [torch.full((n,), 0.1) for n in (3, 7, 0, 11)]
-    merged = merge_moments([moments(part, everywhere(part)) for part in parts])
-    assert float(merged.var) == 0.0
-
-
-def test_moments_travel_as_one_tensor():
-    x = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    gathered = torch.stack([torch.stack(moments(x, everywhere(x)))] * 2)
-    merged = merge_moments([Moments(*row) for row in gathered])
-    assert [float(m) for m in merged] == [8.0, 2.5, 1.25]
-
-
 def test_statistics_carry_no_gradient():
     x = torch.tensor([1.0, 2.0], requires_grad=True)
     assert not any(m.requires_grad for m in moments(x, everywhere(x)))
 
 
-@pytest.mark.parametrize("scaled", [whiten, unit_variance])
-def test_too_few_numbers_and_a_useless_floor_are_refused(scaled):
+def test_too_few_numbers_and_a_useless_floor_are_refused():
     x = torch.tensor([3.0, 4.0])
     one = torch.tensor([True, False])
     with pytest.raises(ValueError, match="at least 2 numbers, got 1"):
-        scaled(x, one, moments(x, one), epsilon=1e-8)
+        whiten(x, one, moments(x, one), epsilon=1e-8)
     with pytest.raises(ValueError, match="epsilon"):
-        scaled(x, everywhere(x), moments(x, everywhere(x)), epsilon=0.0)
-
-
-def test_nothing_to_merge_is_refused():
-    with pytest.raises(ValueError, match="no moments"):
-        merge_moments([])
+        whiten(x, everywhere(x), moments(x, everywhere(x)), epsilon=0.0)
