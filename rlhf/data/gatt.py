@@ -3,18 +3,14 @@
 1. take the user's turns u_1 .. u_n and an instruction that is to hold throughout
 2. write the instruction to every user turn, and sample the answers from the newest policy          ``spread``
 3. for training, leave the instruction in the first turn only                                ``training_dialogue``
-4. earlier answers were sampled under a context that is now gone: no loss on them, only on the last    ``TRAIN_ON``
+4. earlier answers were sampled under a context that is now gone: no loss on them, only on the last  ``chat.labels``
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from rlhf.data.types import Dialogue, Turn
-
-# What `rlhf.data.chat.labels` is to train on: "set the loss to 0 for all the tokens from the previous turns".
-TRAIN_ON: Literal["last_answer"] = "last_answer"
 
 
 def spread(instruction: str, turns: Sequence[Turn], *, separator: str = " ") -> tuple[Turn, ...]:

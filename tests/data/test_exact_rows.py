@@ -14,7 +14,7 @@ import torch
 
 from rlhf.data.chat import encode_dialogue, labels
 from rlhf.data.conversations import said_in, under_instructions, with_changes
-from rlhf.data.gatt import TRAIN_ON, training_dialogue
+from rlhf.data.gatt import training_dialogue
 from rlhf.data.instructions import Lists
 from rlhf.data.types import Dialogue, Turn
 
@@ -50,7 +50,7 @@ def check_rows(tokenizer, conversations):
         encoded = encode_dialogue(tokenizer, row.turns)
         ids, last = reference(tokenizer, [(turn.role, turn.content) for turn in row.turns])
         assert encoded.input_ids == ids
-        marked = [label != -100 for label in labels(encoded, TRAIN_ON)]
+        marked = [label != -100 for label in labels(encoded, "last_answer")]
         assert marked == last
         assert sum(c.instruction in turn.content for turn in row.turns) >= 1
         assert c.instruction == row.turns[0].content

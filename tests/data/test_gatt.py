@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf.data.chat import encode_dialogue, labels
-from rlhf.data.gatt import TRAIN_ON, spread, training_dialogue
+from rlhf.data.gatt import spread, training_dialogue
 from rlhf.data.types import Turn
 
 
@@ -26,7 +26,7 @@ def test_training_shows_it_in_the_first_user_turn_only_and_trains_the_last_answe
     written = tokenizer.decode(encoded.input_ids)
     assert written.count(instruction) == 1
     assert written.index(instruction) < written.index("how ?") < written.index("[/INST]")
-    trained = [label for label in labels(encoded, TRAIN_ON) if label != -100]
+    trained = [label for label in labels(encoded, "last_answer") if label != -100]
     assert tokenizer.decode(trained) == " good luck ! key </s>"
 
 
