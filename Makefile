@@ -4,7 +4,7 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: install run test test-distributed check bench bench-reliability claims reward-claims
+.PHONY: install run test test-distributed check bench bench-reliability claims
 
 install: $(STAMP)
 
@@ -41,12 +41,7 @@ ROWS := commit,damage,locks,power,garbage,lives
 bench-reliability: install
 	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/bench_reliability.py --rows $(ROWS)
 
-# The paper's claims as experiments over seeds, hours on two cores; one by name: make claims CLAIMS=B28
+# The paper's claims as experiments over finished runs of three seeds; some by name: make claims CLAIMS=B2,B3
+RUNS := runs/tiny-0 runs/tiny-1 runs/tiny-2
 claims: install
-	$(PYTHON) -m benchmarks.claims $(CLAIMS)
-
-# Claims about reward models that need models trained otherwise (margins, safety loss, mix, amount of data), three seeds
-# each, on the pairs of a finished run. About an hour; `make reward-claims RUN=runs/NAME`.
-RUN := runs/tiny
-reward-claims: install
-	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/claim_reward_models.py $(RUN)
+	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.claims $(CLAIMS) --runs $(RUNS)

@@ -2,18 +2,20 @@
 
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rlhf.data import feed
-from rlhf.data.types import Preference, Prompt
+from rlhf.data.types import Preference, Prompt, rating_mix
 from rlhf.evaluation import behaviour, claims, curves
 from rlhf.evaluation.diversity import self_bleu
 from rlhf.evaluation.gold import facts_right, gold_report, verdicts
-from rlhf.evaluation.intervals import of_mean
-from rlhf.evaluation.reward_report import DOMAINS, rating_mix, score_pairs, staleness
+from rlhf.evaluation.intervals import of_mean, paired, paired_quantile
+from rlhf.evaluation.reward_report import rating_drift, score_pairs, staleness
 from rlhf.evaluation.subject import Evaluation
 from rlhf.generation.protocol import Sampling
 from rlhf.models.load import freeze, load_reward_model
@@ -62,10 +64,12 @@ def stored_results(artefact: Path) -> dict[str, Any]:
 def across_rounds(e: Evaluation, artefacts: tuple[Path, ...]) -> dict[str, Any]:
     """What only several rounds show: how ratings drift (Fig 25), and how fast a reward model grows stale (3.2.1)."""
     rounds, found = e.job.every("preferences"), {}
-    for domain in DOMAINS if e.rewards is not None and rounds else ():
+    for domain in feed.DOMAINS if e.rewards is not None and rounds else ():
         tests = [feed.stored(path / f"{domain}.test.jsonl", Preference) for path in rounds]
         mix = {path.name: rating_mix(rows) for path, rows in zip(rounds, tests, strict=True)}
         found[domain] = {"rating_mix": {name: shares for name, shares in mix.items() if shares}}
+        if len(rounds) > 1 and (drift := rating_drift(tests[0], tests[-1])):
+            found[domain]["rating_drift"] = drift
         if len(artefacts) < 2 or len(rounds) < 2:
             continue
         models = {
@@ -79,26 +83,17 @@ def across_rounds(e: Evaluation, artefacts: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def heldout_prompts(e: Evaluation, count: int, label: str, kinds=QUARTERS) -> list[Prompt]:
-    """Held-out prompts in equal parts of each kind; sets without kinds give what they have."""
-    config, world = e.job.config, e.job.recipe.microworld
-    found: dict[str, Prompt] = {}
-    for kind, instructed in kinds:
-        size = count // len(kinds)
-        part = feed.prompts(
-            config.data,
-            10 * size,
-            seed=e.job.seed_of(f"{label} {kind} {instructed}"),
-            stage="evaluate",
-            world=world.model_copy(update={"instruction_share": float(instructed)}),
-            mix={kind: 1.0},
-            side="test",
-            test_share=e.job.recipe.data.test_share,
-            say=e.job.track.say,
-        )
-        # No question twice: the same text again is no further evidence.
-        asked = {tuple(turn.content for turn in prompt.turns): prompt for prompt in part}
-        found |= {prompt.id: prompt for prompt in list(asked.values())[:size]}
-    return list(found.values())
+    """Held-out prompts in equal parts of each kind, others for every purpose."""
+    config, recipe = e.job.config, e.job.recipe
+    return feed.heldout(
+        config.data,
+        count,
+        kinds={(kind, instructed): e.job.seed_of(f"{label} {kind} {instructed}") for kind, instructed in kinds},
+        stage="evaluate",
+        world=recipe.microworld,
+        test_share=recipe.data.test_share,
+        say=e.job.track.say,
+    )
 
 
 def measure_policies(e: Evaluation) -> tuple[dict[str, Any], dict[str, list]]:
@@ -107,17 +102,21 @@ def measure_policies(e: Evaluation) -> tuple[dict[str, Any], dict[str, list]]:
     prompts = heldout_prompts(e, config.prompts, "policies")
     facts = behaviour.fact_questions(e)
     sampling = Sampling(1, config.temperature, config.max_new_tokens)
-    table, replies, qualities, before = {}, {}, {}, None
+    table, replies, before = {}, {}, None
+    qualities: dict[str, list[float]] = {}
+    combined: dict[str, list[float]] = {}
     with e.job.track.progress(len(e.policies), "policies") as bar:
         for name in e.policies:
             policy = e.model(name)
             engine = e.engine(policy)
             samples = [g[0] for g in sample(engine, e.tokenizer, prompts, sampling, seed=e.job.seed)]
             table[name], scores = measure(e, samples)
+            combined[name] = scores.combined.tolist()
+            table[name]["p10_gain"] = over_earlier(combined, partial(paired_quantile, share=0.1))
             judged = verdicts(samples)
             if judged is not None:
                 qualities[name] = [v.quality for v in judged]
-                table[name]["gold_gain"] = gains(qualities, name)
+                table[name]["gold_gain"] = over_earlier(qualities, paired)
             if facts:
                 answers = [g[0] for g in sample(engine, e.tokenizer, facts, sampling, seed=e.job.seed)]
                 known = facts_right(answers)
@@ -134,13 +133,10 @@ def measure_policies(e: Evaluation) -> tuple[dict[str, Any], dict[str, list]]:
     return table, replies
 
 
-def gains(qualities: dict[str, list[float]], name: str) -> dict[str, Any]:
-    """Gold quality against every earlier policy on the same prompts: mean difference and its paired 95% interval."""
-    found = {}
-    for earlier in list(qualities)[:-1]:
-        differences = [new - old for new, old in zip(qualities[name], qualities[earlier], strict=True)]
-        found[earlier] = {"mean": sum(differences) / len(differences), "interval": of_mean(differences)}
-    return found
+def over_earlier(figures: dict[str, list[float]], compare: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """The newest policy against every earlier one on the same prompts, with a paired 95% interval."""
+    *earlier, newest = figures
+    return {name: compare(figures[newest], figures[name]) for name in earlier}
 
 
 def measure(e: Evaluation, samples: list[Sample]):

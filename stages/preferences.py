@@ -7,30 +7,19 @@ from rlhf.annotation import store
 from rlhf.annotation.judge import Judge
 from rlhf.annotation.pairs import Candidate
 from rlhf.data import feed
-from rlhf.data.types import Preference, Prompt, write_jsonl
-from rlhf.errors import ConfigError, PreemptedError
+from rlhf.data.feed import DOMAINS
+from rlhf.data.types import Preference, Prompt, rating_mix, write_jsonl
+from rlhf.errors import PreemptedError
 from rlhf.generation.protocol import Sampling
 from rlhf.microworld.annotator import annotate
 from rlhf.models.load import load_tokenizer
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample, sample, sampler
 
-DOMAINS = ("helpfulness", "safety")
-
 
 def run(job: Job) -> None:
     """Leave `<domain>.train.jsonl` and `<domain>.test.jsonl`; test prompts are never trained on."""
     config = job.config
-    for source in config.data:
-        if source.name != feed.MICROWORLD and config.annotator == "oracle":
-            raise ConfigError(
-                f"preferences.data names {source.name}, and nobody is there to rate answers to its prompts",
-                hints=[
-                    f"use preferences.data=[{{name: {feed.MICROWORLD}}}], which has annotators",
-                    "or name an annotator: preferences.annotator=file or judge",
-                    "or leave preferences out of `stages`, and give rated pairs to reward.data",
-                ],
-            )
     if config.annotator == "file":
         by_people(job)
         return
@@ -99,8 +88,8 @@ def keep(job: Job, domain: str, split: str, pairs: list[Preference], *, of: int)
     job.track.say(f"{domain} {split}: {len(pairs):,} pairs of {of:,} (the rest: same answers, or nobody's choice)")
     for pair in pairs[:4]:
         job.track.sample({"domain": domain, "split": split, **pair.to_json()})
-    for level, n in levels(pairs).items():
-        job.track.log({f"{domain}/{split}/{level}": n / max(1, len(pairs))}, step=0)
+    for rating, share in rating_mix(pairs).items():
+        job.track.log({f"{domain}/{split}/{rating}": share}, step=0)
 
 
 def prompts_of(job: Job, domain: str, *, side: feed.Side) -> list[Prompt]:
@@ -146,9 +135,3 @@ def answers(job: Job, policies: list[Path], prompts: list[Prompt]) -> list[list[
 def rate(domain: str, a: Sample, b: Sample, rng: random.Random) -> Preference | None:
     """What the annotator says of two answers; None where they are the same or the pair is excluded (3.2.1)."""
     return annotate(a.prompt, a.text, b.text, domain=domain, rng=rng, finished_a=a.finished, finished_b=b.finished)
-
-
-def levels(pairs: list[Preference]) -> dict[str, int]:
-    """How many pairs of each rating: the mix drifts as policies improve (Fig 25)."""
-    names = ("significantly", "better", "slightly", "negligibly")
-    return {name: sum(pair.rating == name for pair in pairs) for name in names}

@@ -6,10 +6,11 @@ from typing import Any
 
 from rlhf.data import feed, mixing
 from rlhf.data.chat import encode_completion, encode_prompt
+from rlhf.data.feed import DOMAINS
 from rlhf.data.fit import Fit
 from rlhf.data.types import Preference, write_jsonl
 from rlhf.errors import DataError
-from rlhf.evaluation.reward_report import DOMAINS, examine
+from rlhf.evaluation.reward_report import examine
 from rlhf.functional.margin import margin_of
 from rlhf.models.load import load_tokenizer, reward_model_from_policy, save
 from rlhf.models.pair_batches import Batching

@@ -75,24 +75,16 @@ def part(rows: list[Dialogue], share: float) -> list[Dialogue]:
 
 
 def heldout(job: Job) -> list[Prompt]:
-    """Held-out prompts of each kind, none twice; sets without kinds give what they have."""
-    config, world = job.config, job.recipe.microworld.model_copy(update={"instruction_share": 0.0})
-    found: dict[Any, Prompt] = {}
-    for kind in KINDS:
-        count, seed = config.prompts // len(KINDS), job.seed_of(f"prompts {kind}")
-        drawn = feed.prompts(
-            config.data,
-            10 * count,
-            seed=seed,
-            stage="scaling",
-            world=world,
-            mix={kind: 1.0},
-            side="test",
-            test_share=job.recipe.data.test_share,
-            say=job.track.say,
-        )
-        found |= {prompt.turns: prompt for prompt in list({p.turns: p for p in drawn}.values())[:count]}
-    return list(found.values())
+    """Held-out prompts of each kind, none under an instruction."""
+    return feed.heldout(
+        job.config.data,
+        job.config.prompts,
+        kinds={(kind, 0.0): job.seed_of(f"prompts {kind}") for kind in KINDS},
+        stage="scaling",
+        world=job.recipe.microworld,
+        test_share=job.recipe.data.test_share,
+        say=job.track.say,
+    )
 
 
 def measured(job: Job, rewards: RewardModels, answers: list[Sample]) -> dict[str, Any]:

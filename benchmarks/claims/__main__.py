@@ -1,83 +1,102 @@
-"""Run the claims: `python -m benchmarks.claims [B28 B34 ...]`, or `make claims`.
+"""Run the claims over finished runs: `make claims`, or `make claims CLAIMS=B2,B3 RUNS="runs/a runs/b runs/c"`.
 
-Every arm and seed is a run of its own under runs/claims/, made by the pipeline: steps that are done are skipped, a
-killed one is gone on with, and an arm begins with the finished steps of the main arm of its seed, so that what does not
-differ is computed once. Verdicts go to runs/claims/report.json and runs/claims/claims.html after every claim.
+    for seed in 0 1 2; do rlhf run seed=$seed run=tiny-$seed; done
+
+An arm is a finished run with some steps made again under other settings; everything they read is the run's own. The
+pipeline makes them: what is done is skipped, and what was killed is gone on with. Verdicts are written after every
+claim, to runs/claims/report.json and runs/claims/claims.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claims.table import ARMS, TABLE
+from benchmarks.claims.table import ARMS, TABLE, Arm
 from rlhf import pipeline
-from rlhf.config import load
-from rlhf.errors import RlhfError
+from rlhf.config import merge, split
+from rlhf.errors import MissingError, RlhfError
 from rlhf.evaluation.experiments import Experiment, judge
+from rlhf.provenance.manifests import as_made, manifests
+from rlhf.schema import Recipe
 
-RECIPE = Path(__file__).with_name("recipe.yaml")
-WORDS = {True: "holds", False: "does not hold", "untestable": "untestable here"}
+WORDS = {True: "holds", False: "does not hold", "untestable": "untestable"}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__)
-    parser.add_argument("claims", nargs="*", help="only these, by name: B28")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=Path("runs/claims"))
+    parser.add_argument("claims", nargs="*", help="only these, by name: B2,B3")
+    parser.add_argument("--runs", nargs="+", type=Path, default=[Path(f"runs/tiny-{seed}") for seed in range(3)])
+    parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="folder of arms and verdicts")
     parser.add_argument("--set", nargs="*", default=[], help="settings for every arm: threads=1")
     parser.add_argument("--list", action="store_true", help="say what would be run, and stop")
     options = parser.parse_args()
     by_id = {experiment.id: experiment for experiment in TABLE}
-    if unknown := [name for name in options.claims if name not in by_id]:
+    names = [name for word in options.claims for name in word.split(",") if name]
+    if unknown := [name for name in names if name not in by_id]:
         raise SystemExit(f"no claim {', '.join(unknown)}; claims: {', '.join(by_id)}")
-    wanted = [by_id[name] for name in options.claims or by_id]
-    verdicts = read(options.runs / "report.json")
-    for experiment in wanted:
+    verdicts = read(options.out / "report.json")
+    for experiment in (by_id[name] for name in names or by_id):
         if options.list:
             print(f"{experiment.id:<8}{experiment.claim}  [{', '.join(experiment.arms) or experiment.why_not}]")
             continue
         verdicts[experiment.id] = examine(experiment, options)
-        write(options.runs, {name: verdicts[name] for name in by_id if name in verdicts})
+        write(options.out, {name: verdicts[name] for name in by_id if name in verdicts})
         found = verdicts[experiment.id]
-        print(f"{experiment.id}: {WORDS[found['holds']]}: {found['claim']}. {found['figure'] or found['evidence']}")
+        print(f"{experiment.id}: {WORDS[found['holds']]}: {found['claim']}. {found['figure']} ({found['evidence']})")
     return 0
 
 
 def examine(experiment: Experiment, options: argparse.Namespace) -> dict[str, Any]:
-    """The verdict on one claim, after the runs it needs."""
-    runs = {
-        seed: {arm: made(arm, seed, options.runs, options.set) for arm in experiment.arms} for seed in options.seeds
-    }
-    return judge(experiment, runs if experiment.arms else {})
+    """The verdict on one claim, after the steps it needs."""
+    runs = {}
+    for run in options.runs if experiment.arms else ():
+        made_of = {arm: results(made(arm, run, options.out, options.set)) for arm in experiment.arms}
+        runs[as_made(run, Recipe(run=run.name)).seed] = made_of
+    return judge(experiment, runs)
 
 
-def made(arm: str, seed: int, runs: Path, settings: list[str]) -> dict[str, Any]:
-    """The report of one arm and seed; what is finished is not made again."""
-    folder = runs / f"{arm}-{seed}"
-    for other in sorted(runs.glob(f"*-{seed}")):
-        take_over(other, folder)
-    overrides = [*ARMS[arm], f"seed={seed}", f"run={arm}-{seed}", "wandb=disabled", *settings]
-    recipe = load(str(RECIPE), overrides).recipe
-    pipeline.run_recipe(recipe, folder, say=lambda line: print(f"  {arm}-{seed}  {line}", flush=True))
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return report
+def made(name: str, run: Path, out: Path, settings: list[str]) -> Path:
+    """The folder of one arm of a run; what is finished is not made again."""
+    arm = ARMS[name]
+    if not manifests(run):
+        raise MissingError(f"{run} has no finished step", hints=[f"make it: rlhf run seed=N run={run.name}"])
+    if not arm.again:
+        return run
+    folder = out / run.name / name
+    given = [setting.replace("{run}", str(run.resolve())) for setting in (*arm.settings, *settings, "wandb=disabled")]
+    recipe = as_made(run, Recipe(run=name)).model_dump(mode="json")
+    recipe = Recipe.model_validate(merge(recipe, dict(split(setting) for setting in given)))
+    begin(folder, arm, recipe, made(arm.like, run, out, settings) if arm.like else run, run)
+    pipeline.run_recipe(
+        recipe, folder, stage=",".join(arm.again), say=lambda line: print(f"  {run.name}/{name}  {line}", flush=True)
+    )
+    return folder
 
 
-def take_over(other: Path, folder: Path) -> None:
-    """Link the finished steps of another arm that this one has not got; the pipeline makes those anew that differ."""
-    if other == folder or not other.is_dir():
-        return
+def begin(folder: Path, arm: Arm, recipe: Recipe, *sources: Path) -> None:
+    """Link what the arm's steps read, and those steps themselves where they were made before: the pipeline judges."""
     folder.mkdir(parents=True, exist_ok=True)
-    for step in sorted(other.iterdir()):
-        if (step / "manifest.json").exists() and not (folder / step.name).exists():
-            shutil.copytree(step, folder / step.name, copy_function=os.link)
+    steps = [step for step in pipeline.expand(recipe) if step.name in arm.again]
+    read = {name for step in steps for name in step.inputs} - set(arm.again)
+    for name in read:
+        shutil.rmtree(folder / name, ignore_errors=True)  # the run may have changed since
+    for name in (*read, *arm.again):
+        source = next((source / name for source in sources if (source / name / "manifest.json").exists()), None)
+        if source is not None and not (folder / name).exists():
+            shutil.copytree(source, folder / name, copy_function=os.link)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """What every step of a folder left: {step: its results}."""
+    paths: Iterable[Path] = folder.glob("[!.]*/results.json")
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -86,21 +105,17 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def write(runs: Path, verdicts: dict[str, Any]) -> None:
-    """Verdicts as report.json and as a page."""
-    runs.mkdir(parents=True, exist_ok=True)
-    (runs / "report.json").write_text(json.dumps({"claims": verdicts}, indent=1), encoding="utf-8")
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>\n"
-        for cells in (
-            (name, found["claim"], WORDS[found["holds"]], found["figure"], found["evidence"])
-            for name, found in verdicts.items()
-        )
-    )
-    head = "".join(f"<th>{word}</th>" for word in ("id", "claim", "verdict", "effect", "evidence"))
-    style = "body{font:15px sans-serif;max-width:70em;margin:2em auto}td,th{text-align:left;padding:.3em .8em}"
-    page = f"<!doctype html><meta charset=utf-8><title>Claims</title><style>{style}</style><h1>Claims</h1>\n"
-    (runs / "claims.html").write_text(f"{page}<table><tr>{head}</tr>\n{rows}</table>\n", encoding="utf-8")
+def write(out: Path, verdicts: dict[str, Any]) -> None:
+    """Verdicts as report.json and as a table."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.json").write_text(json.dumps({"claims": verdicts}, indent=1), encoding="utf-8")
+    rows = [("id", "claim", "verdict", "figure", "evidence"), ("---",) * 5]
+    rows += [
+        (name, found["claim"], WORDS[found["holds"]], found["figure"], found["evidence"])
+        for name, found in verdicts.items()
+    ]
+    lines = ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows]
+    (out / "claims.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,195 +3,246 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rlhf.evaluation.experiments import Experiment, Report, at
 
 Arms = Mapping[str, Report]
 
-REWARD_ONLY = "stages=[base, sft, preferences, reward, evaluate]"
-DISTILLED = "stages=[base, sft, preferences, reward, rejection, distill, evaluate]"
 
-# Arm -> settings over recipe.yaml. Steps whose settings and inputs are those of another arm are taken over from it.
-ARMS: Mapping[str, tuple[str, ...]] = {
-    "main": (),
-    "reward": (REWARD_ONLY, "rounds=1"),
-    "no-margin": (REWARD_ONLY, "rounds=1", "reward.margin=none"),
-    "large-margin": (REWARD_ONLY, "rounds=1", "reward.margin=large"),
-    "no-safety-loss": (REWARD_ONLY, "rounds=1", "reward.safety_loss_coef=0"),
-    "no-kl": ("ppo.kl_coef=0",),
-    "small-kl": ("ppo.kl_coef=0.05",),
-    "last-pool": ("rejection.pool=last",),
-    "all-answers": ("gatt.train_on=all_answers",),
-    "changing": ("gatt.change_share=0.5", "evaluate.changes=60"),
-    "steady": ("evaluate.changes=60",),
-    "scaling": ("stages=[base, sft, preferences, reward, rejection, scaling]",),
-    "generic": (DISTILLED, "rounds=1", "microworld.caution_share=0.2", "distill.preprompt=generic"),
-    "category": (DISTILLED, "rounds=1", "microworld.caution_share=0.2"),
-    "unselected": (DISTILLED, "rounds=1", "microworld.caution_share=0.2", "distill.keep=all"),
-    "on-all-prompts": (DISTILLED, "rounds=1", "microworld.caution_share=0.2", "distill.asked=all"),
-}
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A finished run of three rounds with some steps made again; what they read beside one another is the run's own."""
+
+    again: tuple[str, ...] = ()
+    """The steps, in order."""
+    settings: tuple[str, ...] = ()
+    """Over the run's own; {run} is its folder."""
+    like: str = ""
+    """The arm whose steps come before the run's own."""
 
 
-def gain(path: str, better: str = "main", worse: str = "main", other: str | None = None) -> Callable[[Arms], float]:
+def only(*policies: str) -> tuple[str, ...]:
+    """Evaluation of single answers, and of nothing else."""
+    named = ", ".join(f"{{name: {policy}}}" for policy in policies)
+    less = (
+        "best_of_prompts=2",
+        "best_of_samples=1",
+        "temperatures=[1.0]",
+        "dialogues=1",
+        "turns=[1]",
+        "attention=0",
+        "diversity_prompts=0",
+    )
+    return (f"evaluate.policies=[{named}]", *(f"evaluate.{setting}" for setting in less))
+
+
+SMALL = ("model.hidden_size=64", "model.intermediate_size=176")
+DISTILLED = (
+    "stages=[base, sft, preferences, reward, rejection, distill, evaluate]",
+    "rounds=1",
+    "microworld.caution_share=0.2",
+)
+ARMS: Mapping[str, Arm] = {
+    "run": Arm(),
+    "no-margin": Arm(("reward-1",), ("reward.margin=none",)),
+    "large-margin": Arm(("reward-1",), ("reward.margin=large",)),
+    "no-safety-loss": Arm(("reward-1",), ("reward.safety_loss_coef=0",)),
+    "no-helpfulness": Arm(("reward-1",), ("reward.safety_share=1.0",)),
+    "half": Arm(("preferences-1", "reward-1"),
+                ("preferences.helpfulness_prompts=1500", "preferences.safety_prompts=1300")),
+    "quarter": Arm(("preferences-1", "reward-1"),
+                   ("preferences.helpfulness_prompts=750", "preferences.safety_prompts=650")),
+    "small": Arm(("base", "sft"), SMALL),
+    "small-reward": Arm(("reward-1",), SMALL, like="small"),
+    "small-borrowed": Arm(("rejection-1", "evaluate"),
+                          (*SMALL, "rejection.pool_from={run}", *only("sft", "rejection-1")), like="small"),
+    "last-pool": Arm(("rejection-3", "evaluate"),
+                     ("rejection.pool=last", "rejection.pool_from={run}", *only("rejection-3"))),
+    "no-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0", *only("gatt", "ppo"))),
+    "small-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0.05", *only("gatt", "ppo"))),
+    "all-answers": Arm(("gatt", "evaluate"), ("gatt.train_on=all_answers",)),
+    "changing": Arm(("gatt", "evaluate"), ("gatt.change_share=0.5", "evaluate.changes=60")),
+    "steady": Arm(("evaluate",), ("evaluate.changes=60",)),
+    "scaling": Arm(("scaling",), ("stages=[base, sft, preferences, reward, rejection, scaling]",)),
+    "cautious": Arm(("sft", "preferences-1", "reward-1", "rejection-1"), DISTILLED),
+    "generic": Arm(("distill", "evaluate"), (*DISTILLED, "distill.preprompt=generic"), like="cautious"),
+    "category": Arm(("distill", "evaluate"), DISTILLED, like="cautious"),
+    "unselected": Arm(("distill", "evaluate"), (*DISTILLED, "distill.keep=all"), like="cautious"),
+    "on-all-prompts": Arm(("distill", "evaluate"), (*DISTILLED, "distill.asked=all"), like="cautious"),
+}  # fmt: skip
+
+
+def gain(path: str, better: str = "run", worse: str = "run", other: str | None = None) -> Callable[[Arms], float]:
     """The figure of one arm minus that of another, or minus another figure of the same arm."""
     return lambda arms: at(arms[better], path) - at(arms[worse], other or path)
 
 
-def verdict_of(claim: str, arm: str = "main") -> Callable[[Arms], float]:
-    """1 where the run's own test of the claim holds, 0 where it does not."""
-
-    def holds(arms: Arms) -> float:
-        found = arms[arm]["claims"][claim]["holds"]
-        if found == "untestable":
-            raise KeyError(claim)
-        return float(found)
-
-    return holds
+def over(least: float, effect: Callable[[Arms], float]) -> Callable[[Arms], float]:
+    """An effect that has a least size of its own, which may be a loss that is borne."""
+    return lambda arms: effect(arms) - least
 
 
-def stage(arm: str, name: str) -> Callable[[Arms], Mapping[str, Any]]:
-    """What a stage of an arm left in its results."""
+def of_all_safety_data(figure: str) -> Callable[[Arms], float]:
+    """What all of the safety data do, against none of them."""
+    all_of, none = (f"scaling/safety_scaling/{share}/{figure}" for share in (1, 0))
+    return gain(all_of, "scaling", "scaling", none)
 
-    def results(arms: Arms) -> Mapping[str, Any]:
-        return {s["name"]: s.get("results", {}) for s in arms[arm]["stages"]}[name][name]
 
-    return results
+def distilled(arm: str) -> Callable[[Arms], Mapping[str, Any]]:
+    """What context distillation measured while it made its data."""
+    return lambda arms: arms[arm]["distill"]["distill"]
 
 
 def in_run(id: str, claim: str, paper: str) -> Experiment:
     """A claim that each run tests by itself, beyond its own error: it holds if it does in every seed."""
-    return Experiment(id, claim, paper, ("main",), {"holds": verdict_of(id)}, least=0.99)
+    return Experiment(id, claim, paper, ("run",), by_itself=True)
 
 
 def cannot(id: str, claim: str, paper: str, why: str) -> Experiment:
     return Experiment(id, claim, paper, why_not=why)
 
 
-OUTSIDE = "reward_models/helpfulness/histogram/outside"
-HELP = "reward_models/helpfulness/helpfulness/accuracy"
+MODELS = "reward-1/reward_models"
+OUTSIDE = f"{MODELS}/helpfulness/histogram/outside"
+HELP = f"{MODELS}/helpfulness/helpfulness/accuracy"
+SAFE = f"{MODELS}/safety/safety/by_safety"
+POLICIES = "evaluate/policies"
 TABLE = (
     in_run("B1", "accuracy falls from significantly to negligibly better", "Table 8"),
     Experiment(
-        "B2", "a margin raises accuracy on significantly better pairs", "Table 28", ("reward", "no-margin"),
-        {"small minus none": gain(f"{HELP}/significantly", "reward", "no-margin")},
+        "B2", "a margin raises accuracy on significantly better pairs", "Table 28",
+        ("run", "no-margin", "large-margin"),
+        {
+            "small minus none": gain(f"{HELP}/significantly", "run", "no-margin"),
+            "large minus none": gain(f"{HELP}/significantly", "large-margin", "no-margin"),
+        },
     ),
     Experiment(
         "B3", "a margin pushes scores beyond 0.1 and 0.9, a large one further", "Fig 27",
-        ("reward", "no-margin", "large-margin"),
+        ("run", "no-margin", "large-margin"),
         {
-            "small minus none": gain(OUTSIDE, "reward", "no-margin"),
-            "large minus small": gain(OUTSIDE, "large-margin", "reward"),
+            "small minus none": gain(OUTSIDE, "run", "no-margin"),
+            "large minus small": gain(OUTSIDE, "large-margin", "run"),
         },
     ),
     in_run("B4", "each reward model wins its own domain", "Table 7"),
     Experiment(
-        "B5", "the safety loss finds more unsafe answers at 0.5", "Table 29", ("reward", "no-safety-loss"),
-        {"recall": gain("reward_models/safety/unsafe_recall_at_half", "reward", "no-safety-loss")}, least=0.02,
+        "B5", "the safety loss finds more unsafe answers at 0.5, and no kind of pair is ranked worse by .05",
+        "Table 29", ("run", "no-safety-loss"),
+        {
+            "recall, above .02": over(.02, gain(f"{MODELS}/safety/unsafe_recall_at_half", "run", "no-safety-loss")),
+            **{
+                f"{bin}, above -.05": over(-.05, gain(f"{SAFE}/{bin}/accuracy", "run", "no-safety-loss"))
+                for bin in ("safe_over_unsafe", "both_safe", "both_unsafe")
+            },
+        },
     ),
-    cannot("B6", "a tenth of helpfulness pairs helps on pairs that are both safe", "3.2.2",
-           "the micro-world's helpfulness annotators see unsafe prompts, too"),
-    cannot("B7", "accuracy rises with data and model size", "Fig 6", "needs runs of several sizes"),
+    Experiment(
+        "B6", "a tenth of helpfulness pairs helps on pairs that are both safe", "3.2.2", ("run", "no-helpfulness"),
+        {"both safe": gain(f"{SAFE}/both_safe/accuracy", "run", "no-helpfulness")},
+    ),
+    Experiment(
+        "B7", "accuracy rises with data and model size", "Fig 6", ("run", "half", "quarter", "small-reward"),
+        {
+            "a quarter to half": gain(f"{HELP}/all", "half", "quarter"),
+            "half to all": gain(f"{HELP}/all", "run", "half"),
+            "half the width": gain(f"{HELP}/all", "run", "small-reward"),
+        },
+    ),
     in_run("B8", "a reward model is worse on the next policy's pairs", "3.2.1"),
     in_run("B9", "the score rises with the worth of the answer", "Fig 29"),
     in_run("B10", "ratings drift towards negligibly better", "Fig 25"),
     in_run("B11", "the two reward models are in tension", "Fig 32"),
-    in_run("B12", "the threshold trades precision for recall", "3.2.3"),
+    in_run("B12", "a lower threshold is more precise", "3.2.3"),
     in_run("B13", "the maximum of N grows, the median stays", "Fig 7"),
-    Experiment(
-        "B14", "rejection sampling raises gold quality", "Fig 7, 11", ("main",),
-        {"gold": gain("policies/rejection-2/gold_quality", other="policies/sft/gold_quality")},
-    ),
+    in_run("B14", "rejection sampling raises gold quality", "Fig 7, 11"),
     in_run("B15", "more samples, and RLHF, want a higher temperature", "Fig 8"),
+    in_run("B16", "the worst answers disappear", "Fig 20"),
     Experiment(
-        "B16", "the worst answers disappear", "Fig 20", ("main",),
-        {"tenth percentile": gain("policies/rejection-2/reward_p10", other="policies/sft/reward_p10")},
+        "B17", "the pool of all rounds keeps a skill that the last round alone loses", "3.2.3", ("run", "last-pool"),
+        {"instructions": gain(f"{POLICIES}/rejection-3/instruction_followed", "run", "last-pool")},
     ),
     Experiment(
-        "B17", "the pool of all rounds keeps a skill that the last round alone loses", "3.2.3", ("main", "last-pool"),
-        {"instructions": gain("policies/rejection-2/instruction_followed", "main", "last-pool")},
-    ),
-    cannot("B18", "a small model gains from a large one's samples", "3.2.3", "needs a second, larger recipe"),
-    Experiment(
-        "B19", "PPO improves on rejection sampling", "Fig 11", ("main",),
-        {"gold": gain("policies/ppo/gold_quality", other="policies/gatt/gold_quality")},
-    ),
-    Experiment(
-        "B20", "without the KL term the reward rises and gold quality falls", "3.2.3", ("main", "no-kl"),
+        "B18", "a small model gains from a large one's samples", "3.2.3", ("small-borrowed",),
         {
-            "reward": gain("policies/ppo/reward_combined", "no-kl", "main"),
-            "gold lost": gain("policies/ppo/gold_quality", "main", "no-kl"),
+            "gold over SFT": gain(
+                f"{POLICIES}/rejection-1/gold_quality", "small-borrowed", "small-borrowed",
+                f"{POLICIES}/sft/gold_quality")
+        },
+    ),
+    in_run("B19", "PPO improves on the policy it starts from", "Fig 11"),
+    Experiment(
+        "B20", "without the KL term the reward rises and gold quality falls", "3.2.3", ("run", "no-kl"),
+        {
+            "reward": gain(f"{POLICIES}/ppo/reward_combined", "no-kl", "run"),
+            "gold lost": gain(f"{POLICIES}/ppo/gold_quality", "run", "no-kl"),
         },
     ),
     Experiment(
-        "B21", "a smaller beta ends at higher KL and reward", "3.2.3", ("main", "small-kl"),
+        "B21", "a smaller beta ends at higher KL and reward", "3.2.3", ("run", "small-kl"),
         {
-            "KL": gain("policies/ppo/kl_to_reference", "small-kl", "main"),
-            "reward": gain("policies/ppo/reward_combined", "small-kl", "main"),
+            "KL": gain(f"{POLICIES}/ppo/kl_to_reference", "small-kl", "run"),
+            "reward": gain(f"{POLICIES}/ppo/reward_combined", "small-kl", "run"),
         },
     ),
     cannot("B22", "whitening keeps beta's balance", "3.2.3", "whitening is no setting: PPO without it is not built"),
     cannot("B23", "the piecewise reward protects safety", "3.2.3", "PPO on one reward model alone is not built"),
     Experiment(
-        "B24", "own reward models are more favourable than an independent judge", "Fig 11", ("main",),
-        {"win rate": gain("win_rates/ppo/own/helpfulness/rate", other="win_rates/ppo/gold/helpfulness/rate")},
+        "B24", "own reward models are more favourable than an independent judge", "Fig 11", ("run",),
+        {
+            "win rate": gain(
+                "evaluate/win_rates/ppo/own/helpfulness/rate", other="evaluate/win_rates/ppo/gold/helpfulness/rate")
+        },
     ),
     cannot("B25", "a general reward model agrees across versions", "3.4.1", "there is no other reward model here"),
     Experiment(
-        "B26", "a further round improves on the one before", "Fig 11", ("main",),
-        {"gold": gain("policies/rejection-2/gold_quality", other="policies/rejection-1/gold_quality")},
+        "B26", "a further round improves on the one before", "Fig 11", ("run",),
+        {"gold": gain(f"{POLICIES}/rejection-3/gold_quality", other=f"{POLICIES}/rejection-1/gold_quality")},
     ),
     Experiment(
-        "B27", "after RLHF factual answers depend less on temperature, creative ones still do", "Fig 21", ("main",),
+        "B27", "after RLHF factual answers depend less on temperature, creative ones still do", "Fig 21", ("run",),
         {
             "slope": lambda arms: (
-                gain("diversity/ppo/factual/slope", other="diversity/sft/factual/slope")(arms)
-                - gain("diversity/ppo/creative/slope", other="diversity/sft/creative/slope")(arms)
+                gain("evaluate/diversity/ppo/factual/slope", other="evaluate/diversity/sft/factual/slope")(arms)
+                - gain("evaluate/diversity/ppo/creative/slope", other="evaluate/diversity/sft/creative/slope")(arms)
             )
         },
     ),
+    in_run("B28", "the instruction is lost by turn 6 without Ghost Attention and kept to turn 20 with it", "Table 30"),
     Experiment(
-        "B28", "the instruction is lost by turn 6 without Ghost Attention and kept to turn 20 with it", "Table 30",
-        ("main",),
-        {
-            "turn 1 before, above .5": lambda arms: at(arms["main"], "multi_turn/before/1") - 0.5,
-            "turn 6 before, below .2": lambda arms: 0.2 - at(arms["main"], "multi_turn/before/6"),
-            "turn 20 after, above .95": lambda arms: at(arms["main"], "multi_turn/after/20") - 0.95,
-        },
-    ),
-    Experiment(
-        "B29", "loss on earlier answers hurts", "3.3", ("main", "all-answers"),
-        {"turn 20": gain("multi_turn/after/20", "main", "all-answers")},
+        "B29", "loss on earlier answers hurts", "3.3", ("run", "all-answers"),
+        {"turn 20": gain("evaluate/multi_turn/after/20", "run", "all-answers")},
     ),
     cannot("B30", "constraints of other kinds are kept, too", "Fig 28", "the micro-world holds no instruction out"),
     Experiment(
-        "B31", "late answers attend more to the instruction", "Fig 10", ("main",),
-        {"turn 20": gain("attention/after/20", other="attention/before/20")},
+        "B31", "late answers attend more to the instruction", "Fig 10", ("run",),
+        {"turn 20": gain("evaluate/attention/after/20", other="evaluate/attention/before/20")},
     ),
     Experiment(
-        "B32", "Ghost Attention does not lower the reward on single prompts by .1", "a guard of ours", ("main",),
-        {"reward": gain("policies/gatt/reward_combined", other="policies/rejection-2/reward_combined")}, least=-0.1,
+        "B32", "Ghost Attention does not lower the reward on single prompts by .1", "a guard of ours", ("run",),
+        {"reward": gain(f"{POLICIES}/gatt/reward_combined", other=f"{POLICIES}/rejection-3/reward_combined")},
+        least=-0.1,
     ),
     cannot("B33", "adversarial prompts lift low safety scores", "Fig 14", "prompts of both domains share one setting"),
     Experiment(
         "B34", "safety data raise the safety score, helpfulness stays within .05", "Fig 15", ("scaling",),
         {
-            "safety": gain("safety_scaling/1/reward_safety", "scaling", "scaling", "safety_scaling/0/reward_safety"),
-            "helpfulness + .05": lambda arms: 0.05 + gain(
-                "safety_scaling/1/gold_helpfulness", "scaling", "scaling", "safety_scaling/0/gold_helpfulness")(arms),
+            "safety": of_all_safety_data("reward_safety"),
+            "helpfulness, above -.05": over(-.05, of_all_safety_data("gold_helpfulness")),
         },
     ),
     Experiment(
         "B35", "false refusals of borderline prompts rise with safety data", "Fig 33", ("scaling",),
-        {"borderline": gain("safety_scaling/1/false_refusal/borderline", "scaling", "scaling",
-                            "safety_scaling/0/false_refusal/borderline")},
+        {"borderline": of_all_safety_data("false_refusal/borderline")},
     ),
     Experiment(
         "B36", "no preprompt < generic < answer template", "Fig 16a", ("generic", "category"),
         {
-            "generic": lambda arms: stage("generic", "distill")(arms)["change"]["mean"],
+            "generic": lambda arms: distilled("generic")(arms)["change"]["mean"],
             "template": lambda arms: (
-                stage("category", "distill")(arms)["score_after"] - stage("generic", "distill")(arms)["score_after"]
+                distilled("category")(arms)["score_after"] - distilled("generic")(arms)["score_after"]
             ),
         },
     ),
@@ -200,15 +251,15 @@ TABLE = (
         ("category", "unselected"),
         {
             "bad minus good": lambda arms: (
-                stage("category", "distill")(arms)["by_original"][0]["change"]
-                - stage("category", "distill")(arms)["by_original"][-1]["change"]
+                distilled("category")(arms)["by_original"][0]["change"]
+                - distilled("category")(arms)["by_original"][-1]["change"]
             ),
-            "selected": gain("policies/distill/gold_quality", "category", "unselected"),
+            "selected": gain(f"{POLICIES}/distill/gold_quality", "category", "unselected"),
         },
     ),
     Experiment(
         "B38", "distillation on helpful prompts raises false refusals", "Table 40", ("category", "on-all-prompts"),
-        {"borderline": gain("policies/distill/false_refusal/borderline", "on-all-prompts", "category")},
+        {"borderline": gain(f"{POLICIES}/distill/false_refusal/borderline", "on-all-prompts", "category")},
     ),
     cannot("B39", "adversarial dialogues violate more than single prompts", "Fig 18", "attacks have one turn here"),
     cannot("B40", "red teams find less from version to version", "4.3", "there is no red team here"),
@@ -216,8 +267,8 @@ TABLE = (
         "changed", "an instruction changed half way is followed to the end (beyond the paper)", "3.3, future work",
         ("changing", "steady"),
         {
-            "turn 20, above .9": lambda arms: at(arms["changing"], "multi_turn/changed_after/20") - 0.9,
-            "over plain Ghost Attention": gain("multi_turn/changed_after/20", "changing", "steady"),
+            "turn 20, above .9": over(.9, lambda arms: at(arms["changing"], "evaluate/multi_turn/changed_after/20")),
+            "over plain Ghost Attention": gain("evaluate/multi_turn/changed_after/20", "changing", "steady"),
         },
     ),
 )  # fmt: skip

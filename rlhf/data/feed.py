@@ -111,6 +111,41 @@ def prompts(
     return rows[:count]
 
 
+def heldout(
+    given: Sequence[Source],
+    count: int,
+    *,
+    kinds: Mapping[tuple[str, float], int],
+    stage: str,
+    world: MicroworldConfig,
+    test_share: float,
+    say: Say,
+) -> list[Prompt]:
+    """Prompts to measure with, in equal parts of each kind; sets without kinds give what they have.
+
+    Args:
+        kinds: (kind, share of prompts with an instruction), as the micro-world has them -> the seed they are drawn by.
+    """
+    found: dict[str, Prompt] = {}
+    size = count // len(kinds)
+    for (kind, instructed), seed in kinds.items():
+        part = prompts(
+            given,
+            10 * size,
+            seed=seed,
+            stage=stage,
+            world=world.model_copy(update={"instruction_share": float(instructed)}),
+            mix={kind: 1.0},
+            side="test",
+            test_share=test_share,
+            say=say,
+        )
+        # No question twice: the same text again is no further evidence.
+        asked = {tuple(turn.content for turn in prompt.turns): prompt for prompt in part}
+        found |= {prompt.id: prompt for prompt in list(asked.values())[:size]}
+    return list(found.values())
+
+
 def conversations(
     given: Sequence[Source],
     count: int,

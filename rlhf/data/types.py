@@ -149,6 +149,12 @@ class Preference:
         )
 
 
+def rating_mix(rows: Iterable[Preference]) -> dict[str, float]:
+    """The share of every rating among the rated pairs (Fig 25); empty if none is."""
+    rated = [row.rating for row in rows if row.rating is not None]
+    return {rating: rated.count(rating) / len(rated) for rating in RATINGS} if rated else {}
+
+
 def check_turns(turns: Sequence[Turn], *, last: Role, where: str | None = None) -> None:
     """Raise ``DataError`` unless ``turns`` is [system] user (assistant user)* and ends with the role ``last``."""
     if not turns:

@@ -26,12 +26,12 @@ def examine(results: Mapping[str, Any]) -> dict[str, Claim]:
         "B28": ghost_attention_lasts(results),
         "B17": untestable(
             "a pool of the last round only loses a rare skill that the pool of all rounds keeps",
-            "needs two runs a seed: rejection.pool; then benchmarks/claim_pools.py",
+            "needs a last round of its own: make claims CLAIMS=B17",
         ),
         "B18": untestable(
-            "a small model gains from a large one's samples", "needs two runs of a small model: rejection.pool_from"
+            "a small model gains from a large one's samples", "needs a small model: make claims CLAIMS=B18"
         ),
-        "B21": untestable("a smaller kl_coef ends at higher KL and reward", "needs two runs: ppo.kl_coef"),
+        "B21": untestable("a smaller kl_coef ends at higher KL and reward", "needs PPO twice: make claims CLAIMS=B21"),
     }
     return {key: claim for key, claim in sorted(found.items(), key=_number) if claim is not None}
 
@@ -93,23 +93,29 @@ def ppo_adds_to_rejection(results: Mapping[str, Any]) -> Claim | None:
 def left_tail_goes(results: Mapping[str, Any]) -> Claim | None:
     """B16: the tenth percentile of the score rises from SFT on (Fig 20)."""
     policies, last = results.get("policies", {}), _last_rejection(results)
-    if "sft" not in policies or last is None:
+    gain = policies.get(last or "", {}).get("p10_gain", {}).get("sft")
+    if gain is None:
         return None
-    low, high = policies["sft"]["reward_p10"], policies[last]["reward_p10"]
-    figure = f"10th percentile of the combined score: sft {low:.2f}, {last} {high:.2f}"
-    return verdict(high > low, "the worst answers disappear", figure, f"n={policies[last]['n']} each")
+    low, high = gain["interval"]
+    before, after = policies["sft"]["reward_p10"], policies[last]["reward_p10"]
+    figure = f"10th percentile of the combined score: sft {before:.2f}, {last} {after:.2f}"
+    evidence = f"the same {policies[last]['n']} held-out prompts: {gain['difference']:+.2f}"
+    return verdict(
+        low > 0, "the worst answers disappear", figure, f"{evidence}, 95% interval {low:+.2f} to {high:+.2f}"
+    )
 
 
 def ghost_attention_lasts(results: Mapping[str, Any]) -> Claim | None:
-    """B28: without Ghost Attention the instruction is forgotten, with it it lasts to turn 20 (Table 30)."""
+    """B28: without Ghost Attention the instruction is forgotten by turn 6, with it it lasts to turn 20 (Table 30)."""
     rates = results.get("multi_turn", {})
     if not rates.get("after") or not rates.get("before"):
         return None
     first, last = min(rates["after"], key=int), max(rates["after"], key=int)
-    start, before, after = rates["before"][first], rates["before"][last], rates["after"][last]
-    figure = f"before: turn {first} {start:.2f}, turn {last} {before:.2f}; after: turn {last} {after:.2f}"
-    evidence = f"{rates['n']} held-out conversations, greedy; holds if before starts >= 0.8, ends <= 0.5, after >= 0.95"
-    held = start >= 0.8 and before <= 0.5 and after >= 0.95
+    sixth = min((turn for turn in rates["before"] if int(turn) >= 6), key=int, default=last)
+    start, before, after = rates["before"][first], rates["before"][sixth], rates["after"][last]
+    figure = f"before: turn {first} {start:.2f}, turn {sixth} {before:.2f}; after: turn {last} {after:.2f}"
+    evidence = f"{rates['n']} held-out conversations, greedy; holds if before is >= 0.8, then <= 0.2, and after >= 0.95"
+    held = start >= 0.8 and before <= 0.2 and after >= 0.95
     return verdict(held, "Ghost Attention keeps the instruction to the last turn", figure, evidence)
 
 

@@ -1,9 +1,10 @@
-"""Claims that take several runs: what is compared, which effect is expected, and the test, all said beforehand.
+"""Claims over several runs: what is compared, which effect is expected, and the test, all said beforehand.
 
-An experiment names its arms (recipes that differ in a few settings), how an effect is read from their reports, and the
-least effect that would count. Every seed gives one effect, paired over arms: they share the seed, and the artefacts
+An experiment names its arms (a run whose later steps differ in a few settings), how an effect is read from their
+results, and the least effect that would count. Every seed gives one effect, paired over arms: they share all steps
 that do not differ. The claim holds where the one-sided lower 95% bound of the mean effect (Student's t over seeds) lies
-above the least effect. Where it does not hold, that is the verdict; no setting is looked for that would turn it.
+above the least effect. A claim that a run tests by itself, beyond its own error, holds where it does in every seed.
+Where it does not hold, that is the verdict; no setting is looked for that would turn it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.evaluation.verdict import Claim, untestable
+from rlhf.evaluation.verdict import Claim, untestable, verdict
 
 Report = Mapping[str, Any]
+"""What the steps of an arm left: {step: its results}."""
 LEAST_SEEDS = 3
 
 
@@ -29,6 +31,8 @@ class Experiment:
     arms: tuple[str, ...] = ()
     effects: Mapping[str, Callable[[Mapping[str, Report]], float]] | None = None
     """Name -> effect of one seed, from the reports of its arms; all of them have to show."""
+    by_itself: bool = False
+    """Whether its one arm has a verdict of its own, by evaluation."""
     least: float = 0.0
     """The effect has to be larger than this."""
     why_not: str = ""
@@ -50,10 +54,13 @@ def judge(experiment: Experiment, runs: Mapping[int, Mapping[str, Report]]) -> C
 
     A figure that a report does not have makes the claim untestable, not false.
     """
-    if experiment.effects is None:
+    if experiment.why_not:
         return untestable(experiment.claim, experiment.why_not)
     if len(runs) < LEAST_SEEDS:
         return untestable(experiment.claim, f"{len(runs)} seeds, of at least {LEAST_SEEDS}")
+    if experiment.by_itself:
+        return in_every_seed(experiment, runs)
+    assert experiment.effects is not None
     shown, bounds, found = [], [], {}
     for name, effect in experiment.effects.items():
         try:
@@ -62,19 +69,28 @@ def judge(experiment: Experiment, runs: Mapping[int, Mapping[str, Report]]) -> C
             return untestable(experiment.claim, f"a report has no figure for {name} ({error})")
         bounds.append(lower_bound(found[name]))
         mean = sum(found[name]) / len(found[name])
-        shown.append(f"{name} {mean:+.3f} (lower bound {bounds[-1]:+.3f})")
-    return {
-        "holds": min(bounds) > experiment.least,
-        "claim": experiment.claim,
-        "figure": "; ".join(shown),
-        "evidence": f"{experiment.paper}; {len(runs)} seeds, one-sided t, effect above {experiment.least:g}",
-        "effects": found,
-        "seeds": list(runs),
-    }
+        each = ", ".join(f"{effect:+.3f}" for effect in found[name])
+        shown.append(f"{name} {mean:+.3f} ({each}; lower bound {bounds[-1]:+.3f})")
+    evidence = f"{experiment.paper}; {len(runs)} seeds, one-sided t, effect above {experiment.least:g}"
+    made = verdict(min(bounds) > experiment.least, experiment.claim, "; ".join(shown), evidence)
+    return made | {"effects": found, "seeds": list(runs)}
+
+
+def in_every_seed(experiment: Experiment, runs: Mapping[int, Mapping[str, Report]]) -> Claim:
+    """The verdicts of the runs on themselves; one that could not be tested leaves the claim untested."""
+    (arm,) = experiment.arms
+    claims = {seed: arms[arm].get("evaluate", {}).get("claims", {}).get(experiment.id) for seed, arms in runs.items()}
+    for seed, found in claims.items():
+        if found is None or found["holds"] == "untestable":
+            return untestable(experiment.claim, f"seed {seed}: {found['evidence'] if found else 'not evaluated'}")
+    held = [seed for seed, found in claims.items() if found["holds"]]
+    figure = " | ".join(f"seed {seed}: {found['figure']}" for seed, found in claims.items())
+    evidence = f"{experiment.paper}; holds in {len(held)} of {len(claims)} seeds; {claims[max(claims)]['evidence']}"
+    return verdict(len(held) == len(claims), experiment.claim, figure, evidence)
 
 
 def at(report: Report, path: str) -> float:
-    """The number at a path of a report: at(report, "policies/ppo/gold_quality"); KeyError names what is missing."""
+    """The number at a path of a report: at(report, "evaluate/policies/ppo/gold_quality"); KeyError names the path."""
     value: Any = report
     for key in path.split("/"):
         if not isinstance(value, Mapping) or key not in value:

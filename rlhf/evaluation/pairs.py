@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf.data.types import RATINGS, Preference
-from rlhf.evaluation.intervals import of_mean, wilson
+from rlhf.evaluation.intervals import paired, wilson
 
 SAFETY_BINS = {(True, False): "safe_over_unsafe", (True, True): "both_safe", (False, False): "both_unsafe"}
 
@@ -55,8 +55,7 @@ def accuracy_by_safety(pairs: Sequence[Preference], chosen: Tensor, rejected: Te
 
 def difference(one: Tensor, other: Tensor) -> dict[str, Any]:
     """How much more often `one` is right than `other` on the same pairs, from their gaps: paired 95% interval."""
-    values = (right(one) - right(other)).tolist()
-    return {"mean": sum(values) / len(values), "interval": of_mean(values)}
+    return paired(right(one).tolist(), right(other).tolist())
 
 
 def calibration(pairs: Sequence[Preference], chosen: Tensor, rejected: Tensor, *, bins: int) -> list[dict[str, float]]:

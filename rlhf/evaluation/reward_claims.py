@@ -12,7 +12,7 @@ from typing import Any
 from rlhf.data.types import RATINGS
 from rlhf.evaluation.verdict import Claim, untestable, verdict
 
-ABLATION = "needs models trained otherwise on the same pairs: make reward-claims"
+ABLATION = "needs models trained otherwise on the same pairs: make claims CLAIMS="
 LEAST_CORNER = 0.01  # of the pairs, at the lower end of the interval: then a corner is not empty
 
 
@@ -20,12 +20,12 @@ def examine(models: Mapping[str, Any]) -> dict[str, Claim | None]:
     """By claim its verdict; None where the run has no figures for it."""
     return {
         "B1": accuracy_falls_with_rating(models),
-        "B2": untestable("a margin raises accuracy on significantly better pairs", ABLATION),
-        "B3": untestable("a margin pushes scores to the extremes", ABLATION),
+        "B2": untestable("a margin raises accuracy on significantly better pairs", ABLATION + "B2"),
+        "B3": untestable("a margin pushes scores to the extremes", ABLATION + "B3"),
         "B4": own_domain_wins(models),
-        "B5": untestable("the safety loss finds more unsafe answers at 0.5", ABLATION),
-        "B6": untestable("a tenth of helpfulness pairs helps the safety model on safe pairs", ABLATION),
-        "B7": untestable("accuracy rises with data and model size", ABLATION),
+        "B5": untestable("the safety loss finds more unsafe answers at 0.5", ABLATION + "B5"),
+        "B6": untestable("a tenth of helpfulness pairs helps the safety model on safe pairs", ABLATION + "B6"),
+        "B7": untestable("accuracy rises with data and model size", ABLATION + "B7"),
         "B8": older_models_are_stale(models),
         "B9": score_rises_with_worth(models),
         "B10": ratings_drift(models),
@@ -49,16 +49,14 @@ def accuracy_falls_with_rating(models: Mapping[str, Any]) -> Claim | None:
 
 def own_domain_wins(models: Mapping[str, Any]) -> Claim | None:
     """B4: each model is the better one on its own domain (Table 7)."""
-    try:
-        table = {(m, d): models[m][d]["accuracy"]["all"] for m in models for d in ("helpfulness", "safety")}
-    except KeyError:
+    found = {name: model.get(name, {}).get("gain_over_other") for name, model in models.items()}
+    gains = {name: gain for name, gain in found.items() if gain}
+    if len(gains) < 2:
         return None
-    if len(table) < 4:
-        return None
-    gains = {d: table[d, d] - table[o, d] for d, o in (("helpfulness", "safety"), ("safety", "helpfulness"))}
-    figure = ", ".join(f"{domain} {gain:+.3f}" for domain, gain in gains.items())
-    evidence = "accuracy on a domain of its own model minus that of the other model"
-    return verdict(min(gains.values()) > 0, "each reward model wins its own domain", figure, evidence)
+    figure = ", ".join(f"{name} {shown(gain)}" for name, gain in gains.items())
+    evidence = "accuracy on a domain of its own model minus that of the other model, the same pairs, 95% interval"
+    held = all(gain["interval"][0] > 0 for gain in gains.values())
+    return verdict(held, "each reward model wins its own domain", figure, evidence)
 
 
 def older_models_are_stale(models: Mapping[str, Any]) -> Claim:
@@ -67,19 +65,18 @@ def older_models_are_stale(models: Mapping[str, Any]) -> Claim:
     figures, held = [], []
     for name, model in models.items():
         found = model.get("staleness", {})
-        own, gain = found.get("on_its_own", {}).get("matched"), found.get("refreshing_gains")
-        if own is None or gain is None:
+        lost, gain = found.get("lost"), found.get("refreshing_gains")
+        if lost is None or gain is None:
             continue
-        stale = list(found["on_newest"].values())[-2]["accuracy"]
-        low, high = gain["interval"]
+        own, stale = found["on_its_own"]["matched"], list(found["on_newest"].values())[-2]["accuracy"]
         figures.append(
-            f"{name}: {own:.3f} on its own round (ratings matched), {stale:.3f} on the next;"
-            f" a new one {gain['mean']:+.3f} ({low:+.3f} to {high:+.3f})"
+            f"{name}: {own:.3f} on its own round (ratings matched), {stale:.3f} on the next, lost {shown(lost)};"
+            f" a new one {shown(gain)}"
         )
-        held.append(stale < own and low > 0)
+        held.append(lost["interval"][0] > 0 and gain["interval"][0] > 0)
     if not figures:
         return untestable(claim, "needs two rounds of preferences and reward models, with rated pairs")
-    evidence = "held-out pairs of the newest round; paired 95% interval; holds if both models lose and both are mended"
+    evidence = "held-out pairs; 95% intervals, paired for the new model; holds if both models lose and both are mended"
     return verdict(all(held), claim, "; ".join(figures), evidence)
 
 
@@ -99,20 +96,15 @@ def score_rises_with_worth(models: Mapping[str, Any]) -> Claim:
 def ratings_drift(models: Mapping[str, Any]) -> Claim:
     """B10: as policies improve, fewer pairs are significantly better and more are negligibly so (Fig 25)."""
     claim = "pairs grow closer from round to round"
-    mixes = {name: list(model["rating_mix"].values()) for name, model in models.items() if "rating_mix" in model}
-    mixes = {name: mix for name, mix in mixes.items() if len(mix) > 1}
-    if not mixes:
+    found = {name: model["rating_drift"] for name, model in models.items() if "rating_drift" in model}
+    if not found:
         return untestable(claim, "needs two rounds of rated pairs")
-    ends = {name: (mix[0], mix[-1]) for name, mix in mixes.items()}
-    drifts = all(
-        b["significantly"] < a["significantly"] and b["negligibly"] > a["negligibly"] for a, b in ends.values()
-    )
+    drifts = all(d["significantly"]["interval"][1] < 0 < d["negligibly"]["interval"][0] for d in found.values())
     figure = "; ".join(
-        f"{name}: significantly {a['significantly']:.2f} to {b['significantly']:.2f},"
-        f" negligibly {a['negligibly']:.2f} to {b['negligibly']:.2f}"
-        for name, (a, b) in ends.items()
+        f"{name}: significantly {shown(d['significantly'])}, negligibly {shown(d['negligibly'])}"
+        for name, d in found.items()
     )
-    return verdict(drifts, claim, figure, "shares of the held-out pairs, first round to last")
+    return verdict(drifts, claim, figure, "change of their shares of held-out pairs, first round to last, 95% interval")
 
 
 def models_are_in_tension(models: Mapping[str, Any]) -> Claim:
@@ -129,24 +121,26 @@ def models_are_in_tension(models: Mapping[str, Any]) -> Claim:
 
 
 def threshold_trades(models: Mapping[str, Any]) -> Claim:
-    """B12: a lower threshold is more precise and finds less (3.2.3: .89 and .55 at 0.15)."""
-    claim = "a lower threshold finds fewer unsafe answers, more precisely"
+    """B12: a lower threshold is more precise (3.2.3: .89 and .55 at 0.15). That it finds less is so for any scores."""
+    claim = "a lower threshold is more precise"
     found = models.get("safety", {})
-    if "threshold_curve" not in found:
-        return untestable(claim, "needs safety labels on the held-out pairs")
-    curve = [row for row in found["threshold_curve"] if row.get("precision") is not None and row["threshold"] <= 0.5]
-    if len(curve) < 2:
-        return untestable(claim, "no score is below 0.5")
-    low, high = curve[0], curve[-1]
-    held = low["precision"] > high["precision"] and low["recall"] < high["recall"]
-    point = found.get("operating_point")
+    gain, half = found.get("precision_gain"), found.get("unsafe_precision_at_half")
+    if gain is None:
+        return untestable(
+            claim, "needs safety labels on the held-out pairs, and scores between the threshold and one half"
+        )
+    at, precision, point = found["threshold"], found["unsafe_precision"], found.get("operating_point")
     figure = (
-        f"precision {low['precision']:.2f}, recall {low['recall']:.2f} below {low['threshold']:g};"
-        f" {high['precision']:.2f}, {high['recall']:.2f} below {high['threshold']:g}"
+        f"precision {precision:.2f}, recall {found['unsafe_recall']:.2f} below {at:g};"
+        f" {half:.2f}, {found['unsafe_recall_at_half']:.2f} below 0.5"
     )
-    at, precision = found["threshold"], found.get("unsafe_precision")
-    shown = "nothing is" if precision is None else f"precision {precision:.2f}"
-    evidence = f"below {at:g}: {shown}, recall {found['unsafe_recall']:.2f}"
+    evidence = f"below {at:g} against from there to 0.5: {shown(gain)}, 95% interval"
     if point:
         evidence += f"; precision .89, the paper's, below {point['threshold']:.2f}: recall {point['recall']:.2f}"
-    return verdict(held, claim, figure, evidence)
+    return verdict(gain["interval"][0] > 0, claim, figure, evidence)
+
+
+def shown(gain: Mapping[str, Any]) -> str:
+    """A mean difference with its interval."""
+    low, high = gain["interval"]
+    return f"{gain['mean']:+.3f} ({low:+.3f} to {high:+.3f})"

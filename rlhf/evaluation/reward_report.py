@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,13 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.chat import encode_completion, encode_prompt
-from rlhf.data.types import RATINGS, Preference
+from rlhf.data.feed import DOMAINS
+from rlhf.data.types import RATINGS, Preference, rating_mix
 from rlhf.evaluation import baselines, pairs, scores
 from rlhf.evaluation.gold import worth_of
+from rlhf.evaluation.intervals import Z, apart
 from rlhf.models.reward_models import RewardModels
 from rlhf.models.score import score
 
-DOMAINS = ("helpfulness", "safety")
 BINS = 6
 WORST = 6
 SWAPPED = 200  # pairs scored a second time, the other way round
@@ -49,9 +51,13 @@ def examine(
                 if name == "safety":
                     entry |= scores.safety_gate(rows, chosen, rejected, threshold=threshold)
         found[name] = entry
+    for name, other in (DOMAINS, reversed(DOMAINS)):
+        if test[name]:
+            own, others = (scored[f"{model} on {name}"] for model in (name, other))
+            found[name][name]["gain_over_other"] = pairs.difference(own[0] - own[1], others[0] - others[1])
     if test["safety"]:
-        apart = scores.tension(test["safety"], scored["helpfulness on safety"], scored["safety on safety"])
-        found["safety"] |= {"tension": apart} if apart else {}
+        opposed = scores.tension(test["safety"], scored["helpfulness on safety"], scored["safety on safety"])
+        found["safety"] |= {"tension": opposed} if opposed else {}
     return found
 
 
@@ -134,7 +140,8 @@ def staleness(by_round: Mapping[str, Gaps], rows: Rows, *, own: tuple[Gaps, Rows
         by_round: reward artefact -> its scores of `rows`, oldest first; the last one has been trained on such pairs.
         rows: held-out pairs of the newest round.
         own: scores and pairs of the last but one model on the round it was trained for, to compare like with like:
-            `matched` is its accuracy there with the ratings weighted as in `rows`, since newer pairs are closer.
+            `matched` is its accuracy there with the ratings weighted as in `rows`, since newer pairs are closer, and
+            `lost` how much of it is gone on `rows`; the two sets are independent.
     """
     shares = {name: pairs.share_of(pairs.right(c - r)) for name, (c, r) in by_round.items()}
     found: dict[str, Any] = {"on_newest": shares}
@@ -145,20 +152,37 @@ def staleness(by_round: Mapping[str, Gaps], rows: Rows, *, own: tuple[Gaps, Rows
     if own is not None:
         (chosen, rejected), own_rows = own
         found["on_its_own"] = {**pairs.share_of(pairs.right(chosen - rejected))}
-        found["on_its_own"]["matched"] = matched(pairs.accuracy_by_rating(own_rows, chosen, rejected), rows)
+        alike = matched(pairs.accuracy_by_rating(own_rows, chosen, rejected), rows)
+        if alike is not None and earlier:
+            found["on_its_own"]["matched"], variance = alike
+            stale_share = list(shares.values())[-2]
+            mean = found["on_its_own"]["matched"] - stale_share["accuracy"]
+            half = Z * math.sqrt(variance + _variance(stale_share["accuracy"], stale_share["n"]))
+            found["lost"] = {"mean": mean, "interval": (mean - half, mean + half)}
     return found
 
 
-def matched(by_rating: Mapping[str, Any], rows: Rows) -> float | None:
-    """An accuracy by rating, weighted by the ratings of other pairs; None where a rating of theirs is missing."""
+def matched(by_rating: Mapping[str, Any], rows: Rows) -> tuple[float, float] | None:
+    """An accuracy weighted by the ratings of other pairs, and its variance; None where a rating is missing."""
     shares = rating_mix(rows)
     if not shares or any(share and rating not in by_rating["accuracy"] for rating, share in shares.items()):
         return None
-    accuracy: Mapping[str, float] = by_rating["accuracy"]
-    return sum(share * accuracy.get(rating, 0.0) for rating, share in shares.items())
+    used = [
+        (share, by_rating["accuracy"][rating], by_rating["pairs"][rating]) for rating, share in shares.items() if share
+    ]
+    return (
+        sum(share * accuracy for share, accuracy, _ in used),
+        sum(share**2 * _variance(accuracy, n) for share, accuracy, n in used),
+    )
 
 
-def rating_mix(rows: Rows) -> dict[str, float]:
-    """The share of every rating among the rated pairs (Fig 25); empty if none is."""
-    rated = [row.rating for row in rows if row.rating is not None]
-    return {rating: rated.count(rating) / len(rated) for rating in RATINGS} if rated else {}
+def _variance(share: float, n: int) -> float:
+    return share * (1 - share) / n
+
+
+def rating_drift(first: Rows, last: Rows) -> dict[str, Any]:
+    """How much larger the share of every rating is among the last pairs than among the first (Fig 25)."""
+    before, after = ([row.rating for row in rows if row.rating is not None] for rows in (first, last))
+    if not before or not after:
+        return {}
+    return {r: apart([float(x == r) for x in after], [float(x == r) for x in before]) for r in RATINGS}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf.data.types import Preference
-from rlhf.evaluation.intervals import of_mean, wilson
+from rlhf.evaluation.intervals import apart, of_mean, wilson
 
 PAPER_PRECISION, PAPER_RECALL = 0.89, 0.55  # of unsafe answers at 0.15, on Meta's safety test set (3.2.3)
 HISTOGRAM_BINS = 20
@@ -24,6 +24,9 @@ def safety_gate(pairs: Sequence[Preference], chosen: Tensor, rejected: Tensor, *
 
     `operating_point` is the highest threshold whose precision is still the paper's, with its recall: what 0.15 ought to
     be for this model. It is chosen on the pairs it is reported on, so it is a little flattered.
+
+    `precision_gain` says whether a lower threshold is the more precise one. What is below the threshold is below one
+    half, too, so that two separate groups are compared: below the threshold, and from there to one half.
     """
     scores, unsafe = labelled_scores(pairs, chosen, rejected)
     if not bool(unsafe.any()):
@@ -37,6 +40,10 @@ def safety_gate(pairs: Sequence[Preference], chosen: Tensor, rejected: Tensor, *
             found[f"unsafe_precision{name}"] = row["precision"]
     curve = [at_threshold(scores, unsafe, step / 20) for step in range(1, 20)]
     found["threshold_curve"] = [{key: row[key] for key in ("threshold", "precision", "recall")} for row in curve]
+    groups = (scores < threshold, (scores >= threshold) & (scores < 0.5))
+    below, between = (unsafe[where].double().tolist() for where in groups)
+    if below and between:
+        found["precision_gain"] = apart(below, between)
     point = operating_point(scores, unsafe, precision=PAPER_PRECISION)
     return found | ({"operating_point": point} if point else {})
 

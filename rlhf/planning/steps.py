@@ -120,7 +120,11 @@ def _check_data(recipe: Recipe, stage: Stage) -> None:
         if stage.microworld_only and source.name != MICROWORLD and not annotated:
             raise ConfigError(
                 f"{setting} names {source.name}, and only the micro-world has {stage.data}",
-                hints=[f"use {setting}=[{{name: {MICROWORLD}}}]", f"or leave {stage.name} out of the setting `stages`"],
+                hints=[
+                    f"use {setting}=[{{name: {MICROWORLD}}}]",
+                    "or name an annotator: preferences.annotator=file or judge",
+                    f"or leave {stage.name} out of the setting `stages`, and give rated pairs to reward.data",
+                ],
             )
         if source.name == MICROWORLD and stage.name == "reward":
             raise ConfigError(

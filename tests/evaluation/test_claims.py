@@ -9,27 +9,32 @@ from rlhf.evaluation.claims import examine
 RATED = {"significantly": 0.94, "better": 0.76, "slightly": 0.66, "negligibly": 0.55, "all": 0.70}
 
 
-def measured(accuracy):
-    return {"accuracy": accuracy, "pairs": {"all": 1000}}
+def measured(accuracy, own=None):
+    row = {"accuracy": accuracy, "pairs": {"all": 1000}}
+    return row | ({"gain_over_other": {"mean": sum(own) / 2, "interval": own}} if own else {})
 
 
-def policy(quality, p10, **gains):
-    """A policy's row; `gains` by earlier policy: low end and high end of the gain in gold quality."""
+def policy(quality, p10, tail=None, **gains):
+    """A policy's row; `gains` by earlier policy: low end and high end of the gain in gold quality, `tail` over SFT."""
     gained = {name.replace("_", "-"): {"mean": sum(ends) / 2, "interval": ends} for name, ends in gains.items()}
-    return {"gold_quality": quality, "gold_gain": gained, "reward_p10": p10, "n": 400}
+    row = {"gold_quality": quality, "gold_gain": gained, "reward_p10": p10, "n": 400}
+    return row | ({"p10_gain": {"sft": {"difference": sum(tail) / 2, "interval": tail}}} if tail else {})
 
 
 # A run in which everything that can be tested holds.
 RESULTS = {
     "reward_models": {
-        "helpfulness": {"helpfulness": measured(RATED), "safety": measured({**RATED, "all": 0.63})},
-        "safety": {"helpfulness": measured({**RATED, "all": 0.56}), "safety": measured({**RATED, "all": 0.65})},
+        "helpfulness": {"helpfulness": measured(RATED, (0.12, 0.16)), "safety": measured({**RATED, "all": 0.63})},
+        "safety": {
+            "helpfulness": measured({**RATED, "all": 0.56}),
+            "safety": measured({**RATED, "all": 0.65}, (0.01, 0.03)),
+        },
     },
     "policies": {
         "base": policy(0.1, -5.0),
         "sft": policy(0.5, -2.0),
         "rejection-1": policy(0.3, -9.0, sft=(-0.3, -0.1)),  # only the last round counts
-        "rejection-2": policy(0.6, -1.0, sft=(0.07, 0.13), rejection_1=(0.2, 0.4)),
+        "rejection-2": policy(0.6, -1.0, (0.6, 1.4), sft=(0.07, 0.13), rejection_1=(0.2, 0.4)),
         "gatt": policy(0.5, -9.0, sft=(-0.2, 0.2), rejection_2=(-0.2, 0.0)),
         "ppo": policy(0.7, -0.5, sft=(-0.1, 0.5), rejection_2=(-0.1, 0.3), gatt=(0.15, 0.25)),
     },
@@ -62,6 +67,7 @@ def changed(path, value):
     del place[last]
     for row in results["policies"].values():  # what is not in the table is not compared with, either
         row["gold_gain"].pop(last, None)
+        row.get("p10_gain", {}).pop(last, None)
     return results
 
 
@@ -80,14 +86,15 @@ def test_all_that_can_hold_holds_and_the_rest_says_what_it_would_take():
 HELD = [
     ("B1", "reward_models/helpfulness/safety", measured({"all": 0.63})),  # of another domain
     ("B1", "reward_models/safety/safety/accuracy", {"better": 0.7, "all": 0.65}),  # not all ratings were given
-    ("B4", "reward_models/safety/helpfulness", measured({"all": 0.699})),
+    ("B4", "reward_models/safety/safety/gain_over_other/interval", (0.0001, 0.1)),
     ("B13", "best_of/sft/16", {"max": 2.0, "median": 0.99}),  # a drift of less than half the rise
-    ("B14", "policies/rejection-2", policy(0.6, -1.0, sft=(0.0001, 0.2))),
+    ("B14", "policies/rejection-2", policy(0.6, -1.0, (0.1, 2.0), sft=(0.0001, 0.2))),
     ("B15", "temperature/ppo/1.4/16", 1.481),
-    ("B16", "policies/rejection-2/reward_p10", -1.999),
+    ("B16", "policies/rejection-2/p10_gain/sft/interval", (0.001, 2.0)),
     ("B19", "policies/ppo", policy(0.7, -0.5, gatt=(0.0001, 0.4))),
     ("B28", "multi_turn/before/2", 0.8),
-    ("B28", "multi_turn/before/20", 0.5),
+    ("B28", "multi_turn/before/20", 0.2),
+    ("B28", "multi_turn/before", {"2": 0.9, "4": 0.9, "6": 0.2, "20": 0.9}),  # forgotten by turn 6
     ("B28", "multi_turn/after/20", 0.95),
     ("B28", "multi_turn/after/2", 0.0),  # the last turn is the test
 ]
@@ -95,26 +102,27 @@ FAILED = [
     ("B1", "reward_models/safety/safety/accuracy/slightly", 0.77),  # above "better", in one of the models
     ("B1", "reward_models/helpfulness/helpfulness/accuracy/negligibly", 0.66),  # as accurate as "slightly"
     ("B1", "reward_models/helpfulness/helpfulness/accuracy/significantly", 0.75),
-    ("B4", "reward_models/safety/helpfulness", measured({"all": 0.70})),
-    ("B4", "reward_models/helpfulness/safety", measured({"all": 0.66})),
+    ("B4", "reward_models/safety/safety/gain_over_other/interval", (0.0, 0.1)),
+    ("B4", "reward_models/helpfulness/helpfulness/gain_over_other/interval", (-0.1, 0.3)),
     ("B13", "best_of/sft/2", {"max": -0.1, "median": 0.0}),  # the maximum falls in between
     ("B13", "best_of/sft/16", {"max": 2.0, "median": 1.0}),
     ("B13", "best_of/sft/16", {"max": 2.0, "median": -1.0}),
-    ("B14", "policies/rejection-2", policy(0.6, -1.0, sft=(0.0, 0.2))),  # the interval touches no gain
-    ("B14", "policies/rejection-2", policy(0.4, -1.0, sft=(-0.15, -0.05))),
+    ("B14", "policies/rejection-2", policy(0.6, -1.0, (0.1, 2.0), sft=(0.0, 0.2))),  # the interval touches no gain
+    ("B14", "policies/rejection-2", policy(0.4, -1.0, (0.1, 2.0), sft=(-0.15, -0.05))),
     ("B15", "temperature/ppo/1.4/16", 1.479),  # RLHF bears no more than SFT did
     ("B15", "temperature/ppo/1/1", 0.7),  # one sample wants what sixteen want
-    ("B16", "policies/rejection-2/reward_p10", -2.0),
+    ("B16", "policies/rejection-2/p10_gain/sft/interval", (-0.1, 2.0)),  # higher, but not beyond the error
     ("B19", "policies/ppo", policy(0.7, -0.5, sft=(0.1, 0.3), gatt=(-0.01, 0.4))),  # over SFT alone is not enough
     ("B19", "policies/ppo", policy(0.4, -0.5, gatt=(-0.2, -0.1))),
     ("B28", "multi_turn/after/20", 0.94),
-    ("B28", "multi_turn/before/20", 0.51),  # what is not forgotten cannot be kept
+    ("B28", "multi_turn/before/20", 0.21),  # what is not forgotten cannot be kept
+    ("B28", "multi_turn/before", {"2": 0.9, "4": 0.0, "6": 0.21, "20": 0.0}),  # nor what is forgotten later
     ("B28", "multi_turn/before/2", 0.79),  # what was never followed cannot be forgotten
 ]
 ABSENT = [
     ("B1", "reward_models", {}),
     ("B4", "reward_models", {"helpfulness": RESULTS["reward_models"]["helpfulness"]}),
-    ("B4", "reward_models/helpfulness/safety", None),
+    ("B4", "reward_models/helpfulness/helpfulness/gain_over_other", None),
     ("B13", "best_of", None),
     ("B13", "best_of/sft", None),
     ("B14", "policies/sft", None),
@@ -139,7 +147,7 @@ def test_it_still_holds(claim, path, value):
 def test_it_does_not_hold(claim, path, value):
     found = examine(changed(path, value))
     assert found[claim]["holds"] is False
-    others = set(TESTABLE) - {claim} - ({"B16", "B19"} if "rejection-2" in path else set())
+    others = set(TESTABLE) - {claim} - ({"B19"} if path == "policies/rejection-2" else set())
     assert all(found[other]["holds"] is True for other in others)
 
 
@@ -179,7 +187,7 @@ def test_nothing_measured_nothing_claimed():
 def test_figures_by_hand():
     found = examine(RESULTS)
     assert "helpfulness: 0.940 > 0.760 > 0.660 > 0.550" in found["B1"]["figure"]
-    assert found["B4"]["figure"] == "helpfulness +0.140, safety +0.020"  # .70 - .56, .65 - .63
+    assert found["B4"]["figure"] == "helpfulness +0.140 (+0.120 to +0.160), safety +0.020 (+0.010 to +0.030)"
     assert found["B13"]["figure"] == "N=1 to 16: max 0.00 to 2.00, median 0.00 to -0.20"
     assert found["B14"]["figure"] == "0.500 to 0.600"
     assert "400 held-out prompts: +0.100, 95% interval +0.070 to +0.130" in found["B14"]["evidence"]

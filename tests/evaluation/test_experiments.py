@@ -1,20 +1,25 @@
-"""Verdicts over seeds, worked by hand; the table of claims is whole, and its arms are recipes that load."""
+"""Verdicts over seeds, worked by hand; the table of claims is whole, and its arms are steps of the default recipe."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.claims import __main__ as runner
 from benchmarks.claims.table import ARMS, TABLE
-from rlhf.config import load
+from rlhf.config import load, merge, split
+from rlhf.errors import MissingError
 from rlhf.evaluation.experiments import Experiment, at, judge, lower_bound
 from rlhf.planning.steps import expand
+from rlhf.schema import Recipe
 
-UP = Experiment("X", "it rises", "Fig 0", ("main",), {"gold": lambda arms: at(arms["main"], "policies/ppo/gold")})
+UP = Experiment(
+    "X", "it rises", "Fig 0", ("main",), {"gold": lambda arms: at(arms["main"], "evaluate/policies/ppo/gold")}
+)
 
 
 def runs(*golds):
-    return {seed: {"main": {"policies": {"ppo": {"gold": gold}}}} for seed, gold in enumerate(golds)}
+    return {seed: {"main": {"evaluate": {"policies": {"ppo": {"gold": gold}}}}} for seed, gold in enumerate(golds)}
 
 
 def test_the_bound_by_hand():
@@ -45,44 +50,80 @@ def test_all_effects_have_to_show_and_exceed_the_least():
     assert judge(Experiment("X", "c", "p", ("main",), UP.effects, least=5.0), runs(5, 5, 5))["holds"] is False
 
 
-def test_the_table_names_every_claim_once_and_every_arm_is_a_recipe():
+def test_a_claim_that_runs_test_by_themselves_has_to_hold_in_every_seed():
+    itself = Experiment("B1", "c", "Table 0", ("main",), by_itself=True)
+
+    def seeds(*held):
+        found = [{"holds": h, "figure": f"f{i}", "evidence": "e"} for i, h in enumerate(held)]
+        return {i: {"main": {"evaluate": {"claims": {"B1": claim}}}} for i, claim in enumerate(found)}
+
+    held = judge(itself, seeds(True, True, True))
+    assert held["holds"] is True
+    assert held["figure"] == "seed 0: f0 | seed 1: f1 | seed 2: f2"
+    assert judge(itself, seeds(True, False, True))["holds"] is False
+    assert judge(itself, seeds(True, "untestable", True))["holds"] == "untestable"
+    assert judge(itself, {**seeds(True, True, True), 2: {"main": {}}})["holds"] == "untestable"
+    assert judge(itself, seeds(True, True))["holds"] == "untestable"
+
+
+def test_the_table_names_every_claim_once_and_every_arm_makes_steps_of_the_recipe_again():
     assert [e.id for e in TABLE if e.id.startswith("B")] == [f"B{n}" for n in range(1, 41)]
     for experiment in TABLE:
         assert set(experiment.arms) <= set(ARMS)
-        assert bool(experiment.effects) != bool(experiment.why_not), experiment.id
-        assert bool(experiment.effects) == bool(experiment.arms), experiment.id
-    assert {arm for experiment in TABLE for arm in experiment.arms} == set(ARMS)
-    for settings in ARMS.values():
-        assert expand(load(str(runner.RECIPE), [*settings]).recipe)
+        assert bool(experiment.effects or experiment.by_itself) != bool(experiment.why_not), experiment.id
+        assert bool(experiment.effects or experiment.by_itself) == bool(experiment.arms), experiment.id
+    used = {arm for experiment in TABLE for arm in experiment.arms}
+    assert used | {ARMS[arm].like for arm in used if ARMS[arm].like} == set(ARMS)
+    for arm in ARMS.values():
+        settings = [setting.replace("{run}", "runs/a") for setting in arm.settings]
+        steps = [step.name for step in expand(load("tiny", settings).recipe)]
+        assert [name for name in steps if name in arm.again] == list(arm.again)
 
 
-def test_a_stage_that_an_arm_left_out_makes_its_claim_untestable():
-    arms = {arm: {"stages": [{"name": "sft"}]} for arm in ARMS}
-    for experiment in (e for e in TABLE if e.id in ("B36", "B37")):
+def test_a_step_that_an_arm_left_out_makes_its_claim_untestable():
+    arms = {arm: {"sft": {}} for arm in ARMS}
+    for experiment in (e for e in TABLE if e.id in ("B2", "B36", "B37")):
         assert judge(experiment, dict.fromkeys(range(3), arms))["holds"] == "untestable"
 
 
-def test_what_context_distillation_measured_is_read_beside_stages_without_results():
+def test_what_context_distillation_measured_is_read():
     found = {"score_after": 0.0, "change": {"mean": 1.0}}
-    better = {"distill": {**found, "score_after": 0.5}}
     arms = {
-        "generic": {"stages": [{"name": "base"}, {"name": "distill", "results": {"distill": found}}]},
-        "category": {"stages": [{"name": "base"}, {"name": "distill", "results": better}]},
+        "generic": {"base": {}, "distill": {"distill": found}},
+        "category": {"base": {}, "distill": {"distill": {**found, "score_after": 0.5}}},
     }
     (experiment,) = (e for e in TABLE if e.id == "B36")
     found = judge(experiment, dict.fromkeys(range(3), arms))
     assert found["effects"] == {"generic": [1.0] * 3, "template": [0.5] * 3}
 
 
-def test_an_arm_begins_with_the_finished_steps_of_another(tmp_path):
-    for step, finished in (("base", True), ("sft", False)):
-        (tmp_path / "main-0" / step).mkdir(parents=True)
-        (tmp_path / "main-0" / step / "weights").write_text(step)
-        if finished:
-            (tmp_path / "main-0" / step / "manifest.json").write_text("{}")
-    runner.take_over(tmp_path / "main-0", tmp_path / "no-kl-0")
-    assert (tmp_path / "no-kl-0" / "base" / "weights").read_text() == "base"
-    assert not (tmp_path / "no-kl-0" / "sft").exists()
+def test_an_arm_begins_with_what_its_steps_read(tmp_path):
+    """Those of the arm before it, else of the run; they are linked anew, its own steps are left to the pipeline."""
+    made = ["run/sft", "run/preferences-1", "run/reward-1", "run/ppo", "small/sft"]
+    for place, step in (name.split("/") for name in made):
+        (tmp_path / place / step).mkdir(parents=True)
+        (tmp_path / place / step / "manifest.json").write_text("{}")
+        (tmp_path / place / step / "weights").write_text(place)
+    arm, folder = ARMS["small-reward"], tmp_path / "arm"
+    recipe = Recipe.model_validate(merge(load("tiny").recipe.model_dump(mode="json"), dict(map(split, arm.settings))))
+    for again in (False, True):
+        runner.begin(folder, arm, recipe, tmp_path / "small", tmp_path / "run")
+        wanted = {"sft": "small", "preferences-1": "run", "reward-1": "made" if again else "run"}
+        assert {path.parent.name: path.read_text() for path in folder.glob("*/weights")} == wanted
+        for step in ("sft", "reward-1"):
+            (folder / step / "weights").unlink()
+            (folder / step / "weights").write_text("made")
+    assert (tmp_path / "run" / "reward-1" / "weights").read_text() == "run"
+
+
+def test_claims_are_named_with_commas_and_runs_have_to_be_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["claims", "B22,B23", "--out", str(tmp_path)])
+    assert runner.main() == 0
+    assert list(runner.read(tmp_path / "report.json")) == ["B22", "B23"]
+    assert "B23: untestable" in capsys.readouterr().out
+    options = SimpleNamespace(runs=[tmp_path / "none"], out=tmp_path, set=[])
+    with pytest.raises(MissingError, match="no finished step"):
+        runner.examine(next(e for e in TABLE if e.id == "B2"), options)
 
 
 def test_verdicts_are_kept_and_shown(tmp_path):
@@ -90,4 +131,4 @@ def test_verdicts_are_kept_and_shown(tmp_path):
     runner.write(tmp_path, verdicts)
     assert runner.read(tmp_path / "report.json") == verdicts
     assert json.loads((tmp_path / "report.json").read_text())["claims"] == verdicts
-    assert "a &lt; b</td><td>holds" in (tmp_path / "claims.html").read_text()
+    assert "| B1 | a < b | holds | f | e |" in (tmp_path / "claims.md").read_text()

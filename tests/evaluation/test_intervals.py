@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rlhf.evaluation.intervals import of_mean, wilson
+from rlhf.evaluation.intervals import apart, of_mean, paired, paired_quantile, wilson
 
 Z = 1.959964  # of the normal distribution, 97.5% lie below
 
@@ -53,3 +53,34 @@ def test_the_mean_by_hand():
 def test_without_spread_the_interval_is_a_point():
     assert of_mean([7.0]) == (7.0, 7.0)
     assert of_mean([0.5] * 9) == (0.5, 0.5)
+
+
+def test_differences_by_hand():
+    # Differences 1 1 4: mean 2, s^2 = 3, 1.96 sqrt(3 / 3) = 1.96.
+    assert paired([2, 3, 7], [1, 2, 3]) == {"mean": 2.0, "interval": pytest.approx((0.04, 3.96), abs=1e-4)}
+    # Apart: means 4 and 2, s^2 = 7 and 1, 1.96 sqrt(7/3 + 1/3) = 3.2007.
+    found = apart([2, 3, 7], [1, 2, 3])
+    assert found["mean"] == pytest.approx(2.0)
+    assert found["interval"] == pytest.approx((-1.2007, 5.2007), abs=1e-4)
+
+
+def test_a_quantile_is_resampled_in_pairs():
+    lower = [float(i % 17) for i in range(200)]
+    raised = [value + 1 for value in lower]
+    # However they are drawn, each is one higher: there is no error. Drawn apart there would be.
+    assert paired_quantile(raised, lower, 0.1) == {"difference": 1.0, "interval": (1.0, 1.0)}
+    found = paired_quantile([*raised[:100], *lower[100:]], lower, 0.1)
+    assert found["interval"][0] <= found["difference"] <= found["interval"][1]
+    assert found["interval"][0] < found["interval"][1]
+
+
+def test_the_tenth_of_normal_numbers_is_covered():
+    import numpy as np
+
+    # The tenth percentile of N(1/2, 1) lies 1/2 above that of N(0, 1).
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(20):
+        low, high = paired_quantile(rng.normal(0.5, 1, 400), rng.normal(0, 1, 400), 0.1)["interval"]
+        inside += low <= 0.5 <= high
+    assert inside >= 17

@@ -7,11 +7,16 @@ import pytest
 from rlhf.evaluation.reward_claims import examine
 
 
-def stale(own, on_next, gain):
+def gained(low, high):
+    return {"mean": (low + high) / 2, "interval": [low, high]}
+
+
+def stale(own, on_next, gain, lost=(0.01, 0.09)):
     return {
+        "lost": gained(*lost),
         "on_newest": {"reward-1": {"accuracy": 0.1}, "reward-2": {"accuracy": on_next}, "reward-3": {"accuracy": 0.9}},
         "on_its_own": {"accuracy": 0.99, "matched": own},
-        "refreshing_gains": {"mean": sum(gain) / 2, "interval": gain},
+        "refreshing_gains": gained(*gain),
     }
 
 
@@ -19,8 +24,8 @@ def bins(*values):
     return {"against": "gold", "bins": [{"score": value, "n": 50} for value in values]}
 
 
-def mix(*ends):
-    return {f"preferences-{i}": {"significantly": a, "negligibly": b} for i, (a, b) in enumerate(ends, start=1)}
+def drift(significantly, negligibly):
+    return {"significantly": gained(*significantly), "negligibly": gained(*negligibly)}
 
 
 def corner(share, low):
@@ -31,7 +36,7 @@ MODELS = {
     "helpfulness": {
         "staleness": stale(0.75, 0.70, [0.01, 0.05]),
         "pointwise": bins(0.2, 0.3, 0.3, 0.6),
-        "rating_mix": mix((0.5, 0.1), (0.1, 0.9), (0.4, 0.2)),
+        "rating_drift": drift((-0.2, -0.1), (0.01, 0.03)),
     },
     "safety": {
         "staleness": stale(0.65, 0.60, [0.01, 0.03]),
@@ -44,31 +49,24 @@ MODELS = {
         "threshold": 0.15,
         "unsafe_recall": 0.4,
         "unsafe_precision": 0.9,
-        "threshold_curve": [
-            {"threshold": 0.05, "recall": 0.0},  # nothing is below: no precision
-            {"threshold": 0.1, "precision": 0.95, "recall": 0.3},
-            {"threshold": 0.5, "precision": 0.8, "recall": 0.9},
-            {"threshold": 0.9, "precision": 0.99, "recall": 1.0},  # beyond one half nobody filters
-        ],
+        "unsafe_recall_at_half": 0.9,
+        "unsafe_precision_at_half": 0.8,
+        "precision_gain": gained(0.1, 0.3),
     },
 }
 
 CASES = [
-    ("B8", "safety/staleness", stale(0.65, 0.66, [0.01, 0.03]), False),  # no worse than on its own round
+    ("B8", "safety/staleness", stale(0.65, 0.66, [0.01, 0.03], (-0.05, 0.03)), False),  # no worse than before
+    ("B8", "safety/staleness", stale(0.65, 0.60, [0.01, 0.03], (-0.01, 0.11)), False),  # worse, within the error
     ("B8", "safety/staleness", stale(0.65, 0.60, [-0.01, 0.03]), False),  # not mended beyond the error
     ("B8", "safety/staleness", {}, True),  # the other model is enough
     ("B9", "helpfulness/pointwise", bins(0.2, 0.5, 0.4), False),
-    ("B10", "helpfulness/rating_mix", mix((0.5, 0.1), (0.5, 0.2)), False),
-    ("B10", "helpfulness/rating_mix", mix((0.5, 0.1), (0.4, 0.1)), False),
-    ("B10", "helpfulness/rating_mix", mix((0.5, 0.1)), "untestable"),  # one round only
+    ("B10", "helpfulness/rating_drift", drift((-0.1, 0.1), (0.1, 0.2)), False),
+    ("B10", "helpfulness/rating_drift", drift((-0.2, -0.1), (-0.1, 0.2)), False),
+    ("B10", "helpfulness/rating_drift", drift((0.1, 0.2), (0.1, 0.2)), False),  # the other way
+    ("B10", "safety/rating_drift", drift((-0.1, 0.1), (0.1, 0.2)), False),  # both have to
     ("B11", "safety/tension/safe_but_unhelpful", corner(0.01, 0.009), False),  # an empty corner
-    ("B12", "safety/threshold_curve", [{"threshold": 0.5, "precision": 0.9, "recall": 0.2}], "untestable"),
-    (
-        "B12",
-        "safety/threshold_curve",
-        [{"threshold": 0.1, "precision": 0.7, "recall": 0.2}, {"threshold": 0.5, "precision": 0.8, "recall": 0.9}],
-        False,
-    ),
+    ("B12", "safety/precision_gain", gained(-0.01, 0.2), False),
 ]
 
 
@@ -94,5 +92,13 @@ def test_figures_by_hand():
     assert "helpfulness: 0.750 on its own round (ratings matched), 0.700 on the next" in found["B8"]["figure"]
     assert "+0.030 (+0.010 to +0.050)" in found["B8"]["figure"]
     assert found["B9"]["figure"] == "helpfulness: 0.20 < 0.30 < 0.30 < 0.60"
-    assert found["B10"]["figure"] == "helpfulness: significantly 0.50 to 0.40, negligibly 0.10 to 0.20"
-    assert found["B12"]["figure"] == "precision 0.95, recall 0.30 below 0.1; 0.80, 0.90 below 0.5"
+    assert "lost +0.050 (+0.010 to +0.090)" in found["B8"]["figure"]
+    wanted = "helpfulness: significantly -0.150 (-0.200 to -0.100), negligibly +0.020 (+0.010 to +0.030)"
+    assert found["B10"]["figure"] == wanted
+    assert found["B12"]["figure"] == "precision 0.90, recall 0.40 below 0.15; 0.80, 0.90 below 0.5"
+
+
+def test_without_its_figure_a_claim_is_untestable():
+    models = deepcopy(MODELS)
+    del models["helpfulness"]["rating_drift"], models["safety"]["precision_gain"]
+    assert [examine(models)[claim]["holds"] for claim in ("B10", "B12")] == ["untestable"] * 2

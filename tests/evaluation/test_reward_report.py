@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from rlhf.data.types import Preference, Turn
-from rlhf.evaluation.reward_report import examine, matched, rating_mix, score_pairs, staleness
+from rlhf.data.types import Preference, Turn, rating_mix
+from rlhf.evaluation.reward_report import examine, matched, rating_drift, score_pairs, staleness
 from rlhf.models.reward_models import RewardModels
 
 
@@ -44,6 +44,9 @@ def test_the_whole_report_is_json_and_covers_both_domains(models, tokenizer):
         swapped = found[name]["swapped"]
         assert (swapped["consistent"], swapped["n"]) == (1.0, len(test[name]))
         assert swapped["largest_difference"] < 1e-4
+        (other,) = {"safety", "helpfulness"} - {name}
+        own, others = (found[model][name]["accuracy"]["all"] for model in (name, other))
+        assert found[name][name]["gain_over_other"]["mean"] == pytest.approx(own - others)
         assert found[name]["worst"][0]["chosen_score"] < found[name]["worst"][0]["rejected_score"]
     assert set(found["helpfulness"]["helpfulness"]["by_source"]) == {"s0", "s1"}
     assert set(found["safety"]["safety"]["by_safety"]) == {"safe_over_unsafe", "both_safe", "both_unsafe"}
@@ -77,10 +80,23 @@ def test_staleness_by_hand():
     # Its own round: better 1/1, slightly 1/4, 2/5 in all; with halves of each, as in the newest pairs, 1/2 + 1/8.
     assert found["on_its_own"]["accuracy"] == pytest.approx(0.4)
     assert found["on_its_own"]["matched"] == 0.625
+    # Lost: .625 - .25. Variances: (1/2)^2 1 0 / 1 + (1/2)^2 (1/4) (3/4) / 4 = .01172, and .25 .75 / 4 = .04688.
+    assert found["lost"]["mean"] == 0.375
+    assert found["lost"]["interval"] == pytest.approx((0.375 - 1.96 * 0.24206, 0.375 + 1.96 * 0.24206), abs=1e-4)
 
 
 def test_nothing_is_matched_to_a_rating_that_was_not_given():
     rows = [pair(0, "better"), pair(1, "slightly")]
     assert rating_mix([*rows, pair(2, None)]) == {"significantly": 0, "better": 0.5, "slightly": 0.5, "negligibly": 0}
-    assert matched({"accuracy": {"better": 0.7, "all": 0.7}}, rows) is None
-    assert matched({"accuracy": {"better": 0.7}}, [pair(0, None)]) is None
+    assert matched({"accuracy": {"better": 0.7, "all": 0.7}, "pairs": {"better": 9}}, rows) is None
+    assert matched({"accuracy": {"better": 0.7}, "pairs": {"better": 9}}, [pair(0, None)]) is None
+
+
+def test_drift_of_the_ratings_by_hand():
+    first, last = ([pair(0, rating) for rating in row] for row in (["better"] * 4, ["better", "slightly"] * 2))
+    found = rating_drift([*first, pair(9, None)], last)
+    assert found["negligibly"] == {"mean": 0.0, "interval": (0.0, 0.0)}
+    # From 4 of 4 to 2 of 4: s^2 = 1/3 of the latter, 1.96 sqrt(1/3 / 4) = .5658.
+    assert found["better"]["mean"] == -0.5
+    assert found["better"]["interval"] == pytest.approx((-1.0658, 0.0658), abs=5e-5)
+    assert rating_drift([pair(0, None)], last) == {}

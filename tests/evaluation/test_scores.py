@@ -40,6 +40,15 @@ def test_precision_and_recall_of_the_gate_by_hand():
     assert found["unsafe_recall_interval"] == pytest.approx((0.1176, 0.7693), abs=5e-5)
 
 
+def test_precision_below_the_threshold_and_from_there_to_one_half_by_hand():
+    # Below -1.7346 are -2 and -3, unsafe, and -2.5, safe; from there to 0 are -1 and -.5, both unsafe: 2/3 - 1.
+    gain = safety_gate(LABELLED, CHOSEN, REJECTED, threshold=0.15)["precision_gain"]
+    assert gain["mean"] == pytest.approx(-1 / 3)
+    # s^2 = 1/3 of the three, 0 of the two: 1.96 sqrt(1/9) = .6533.
+    assert gain["interval"] == pytest.approx((-0.9867, 0.3200), abs=5e-5)
+    assert "precision_gain" not in safety_gate([pair(None, True, False)], scores(3.0), scores(-1.0), threshold=0.15)
+
+
 def test_at_the_threshold_itself_a_score_passes():
     found = safety_gate([pair(None, False, False)], scores(0.0), scores(-0.01), threshold=0.5)
     assert found["unsafe_recall"] == 0.5

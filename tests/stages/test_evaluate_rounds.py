@@ -33,6 +33,7 @@ def test_every_rounds_models_meet_the_newest_pairs(job_of, tmp_path, saved, rewa
     for domain in ("helpfulness", "safety"):
         mix = found[domain]["rating_mix"]
         assert [(shares["better"], shares["slightly"]) for shares in mix.values()] == [(0.5, 0.5), (0.5, 0.5)]
+        assert found[domain]["rating_drift"]["better"]["mean"] == 0
         stale = found[domain]["staleness"]
         assert {name: row["n"] for name, row in stale["on_newest"].items()} == {"reward-1": 2, "reward-2": 2}
         assert stale["refreshing_gains"]["mean"] == 0  # the two are the same model

@@ -8,7 +8,7 @@ import pytest
 
 from rlhf.annotation import store
 from rlhf.data.types import Preference, Prompt, Turn, read_jsonl
-from rlhf.errors import ConfigError, PreemptedError
+from rlhf.errors import PreemptedError
 from rlhf.generation.protocol import Completion
 from rlhf.microworld.language import pair_held_out
 from rlhf.microworld.oracle import read_prompt
@@ -144,18 +144,6 @@ def test_the_full_answer_is_preferred_significantly(job_of):
 
 def test_the_same_answer_twice_is_no_pair():
     assert preferences.rate("helpfulness", said("so ."), said("so ."), None) is None
-
-
-def test_levels_by_hand():
-    pair = Preference("p", (Turn("user", "q"),), "a", "b", "x", None, None, None, is_safety=False)
-    rated = [replace(pair, rating=rating) for rating in ("better", "better", "negligibly", None)]
-    assert preferences.levels(rated) == {"significantly": 0, "better": 2, "slightly": 0, "negligibly": 1}
-
-
-def test_other_peoples_prompts_have_no_annotators(job_of):
-    job = job_of("preferences", data=[{"name": "hh"}], reads={"policies": []})
-    with pytest.raises(ConfigError, match=r"preferences\.data names hh, and nobody is there to rate"):
-        preferences.run(job)
 
 
 # ── people ───────────────────────────────────────────────────────────────────────────────────────────────────────────
