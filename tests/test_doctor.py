@@ -6,7 +6,7 @@ import pytest
 
 from rlhf.checkpoint import open_artefact
 from rlhf.cli import main
-from rlhf.tracking.health import RULES, Watch, examine, length_slope
+from rlhf.tracking.health import RULES, Watch, examine, healthy, length_slope
 
 WELL = {
     "gen/eos_rate": [0.6, 0.9, 0.99],
@@ -50,6 +50,21 @@ def test_a_sick_course_is_named_with_its_cure(name):
     [finding] = examine(rows(name, SICK[name]))
     assert finding.metric == name
     assert finding.cure
+
+
+def test_what_is_called_healthy_is_what_the_rules_ask():
+    assert healthy("gen/eos_rate") == "50% at least"
+    assert healthy("objective/kl") == "not below -0.1, 30 at most"
+    assert healthy("safety/loss") == "not 1.5 times its lowest again"
+    assert healthy("val/padding") == ""
+    for rule in RULES:
+        assert f"{rule.limit:g}" in rule.healthy.format(limit=rule.limit) or "%" in rule.healthy
+
+
+def test_a_watch_keeps_only_what_its_rules_read():
+    watch = Watch(print)
+    watch.look({"gen/eos_rate": 0.9, "reward/safety": 1.0, "heldout/reward_combined": 2.0, "step": 3.0})
+    assert watch.rows == [{"gen/eos_rate": 0.9, "heldout/reward_combined": 2.0}]
 
 
 def test_a_kl_that_has_run_away_is_not_taken_for_one_below_zero():

@@ -1,7 +1,7 @@
 """What the metrics of a step say about its health: each rule with the cause it points to and the cure.
 
 Torch-free. A rule looks at the course of one metric so far and says nothing where the metric was not logged. The same
-rules watch a step while it runs, and examine one that is finished.
+rules watch a step while it runs, examine one that is finished, and are what `rlhf metrics` calls healthy.
 """
 
 from __future__ import annotations
@@ -20,12 +20,21 @@ class Rule:
     """What the alarm is called: `health/NAME` in the metrics."""
     metric: str
     """The metric's name, or the end of it."""
-    wrong: Callable[[Sequence[float]], bool]
+    limit: float
+    """Between healthy and not."""
+    healthy: str
+    """Said with `{limit}` filled in."""
+    wrong: Callable[[Sequence[float], float], bool]
+    """Whether these values, with this limit, are a sign of trouble."""
     sign: str
     """Said with `{first}`, `{last}`, `{low}` and `{high}` filled in."""
     cure: str
     while_rising: str = ""
     """Another metric, logged beside this one, that has to have risen since this one was at its highest."""
+
+    def reads(self, name: str) -> bool:
+        """Whether it looks at the metric of this name."""
+        return name == self.metric or (self.metric.startswith("/") and name.endswith(self.metric))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,84 +51,108 @@ RULES = (
     Rule(
         "endless",
         "gen/eos_rate",
-        lambda xs: xs[-1] < 0.5,
+        0.5,
+        "{limit:.0%} at least",
+        lambda xs, limit: xs[-1] < limit,
         "only {last:.0%} of the answers end by themselves",
         "is the end of an answer in the loss? rlhf check data; or raise max_new_tokens",
     ),
     Rule(
         "kl_below_zero",
         "objective/kl",
-        lambda xs: xs[-1] < -0.1,
+        -0.1,
+        "not below {limit:g}",
+        lambda xs, limit: xs[-1] < limit,
         "KL is {last:.2g}, below zero beyond its noise",
         "policy and reference are sampled or scored in different ways: same dtype, dropout off, same temperature",
     ),
     Rule(
         "kl_far",
         "objective/kl",
-        lambda xs: xs[-1] > 30,
+        30,
+        "{limit:g} at most",
+        lambda xs, limit: xs[-1] > limit,
         "KL has grown to {last:.0f} nats an answer",
         "raise ppo.kl_coef, or lower ppo.learning_rate",
     ),
     Rule(
         "drift",
         "val/logprob_drift",
-        lambda xs: max(xs) > 0.5,
+        0.5,
+        "{limit:g} at most",
+        lambda xs, limit: max(xs) > limit,
         "log-probabilities of sampling and training differ by up to {high:.2g}",
         "sample in the dtype that is trained: model.dtype=float32",
     ),
     Rule(
         "clipping",
         "policy/clipfrac_avg",
-        lambda xs: _mean(xs[-10:]) > 0.3,
+        0.3,
+        "{limit:g} at most",
+        lambda xs, limit: _mean(xs[-10:]) > limit,
         "the clip binds on many tokens",
         "lower ppo.learning_rate, or take fewer steps from a batch",
     ),
     Rule(
         "critic",
         "value/explained_variance",
-        lambda xs: len(xs) >= 20 and _mean(xs[-10:]) < 0,
+        0,
+        "above {limit:g}",
+        lambda xs, limit: len(xs) >= 20 and _mean(xs[-10:]) < limit,
         "the critic is worse than a constant",
         "raise ppo.critic_learning_rate, or give it more of ppo.critic_warmup",
     ),
     Rule(
         "entropy",
         "objective/entropy",
-        lambda xs: len(xs) >= 20 and _mean(xs[-5:]) < 0.1 * _mean(xs[:5]),
+        0.1,
+        "above {limit:g} of what it was at first",
+        lambda xs, limit: len(xs) >= 20 and _mean(xs[-5:]) < limit * _mean(xs[:5]),
         "entropy fell from {first:.2g} to {last:.2g} nats a token: the policy says one thing only",
         "raise ppo.kl_coef, or stop earlier with ppo.patience",
     ),
     Rule(
         "longer",
         "gen/length",
-        lambda xs: len(xs) >= 20 and _mean(xs[-5:]) > 2 * _mean(xs[:5]),
+        2,
+        "at most {limit:g} times what it was at first",
+        lambda xs, limit: len(xs) >= 20 and _mean(xs[-5:]) > limit * _mean(xs[:5]),
         "answers grew from {first:.0f} to {last:.0f} tokens: length may be what is rewarded",
         "see reward against length in the report; raise ppo.kl_coef",
     ),
     Rule(
         "ratio",
         "val/ratio_first",
-        lambda xs: abs(xs[-1] - 1) > 0.01,
+        0.01,
+        "1, give or take {limit:g}",
+        lambda xs, limit: abs(xs[-1] - 1) > limit,
         "before the first step of a batch the ratio is {last:.3f}, not 1",
         "old and new log-probabilities are not of the same model: same dtype, dropout off, same temperature",
     ),
     Rule(
         "length_pays",
         "reward/length_slope",
-        lambda xs: len(xs) >= 10 and _mean(xs[-10:]) > 0.7,
+        0.7,
+        "{limit:g} at most",
+        lambda xs, limit: len(xs) >= 10 and _mean(xs[-10:]) > limit,
         "an answer one deviation longer scores {last:.2f} deviations higher",
         "the reward models may have learnt length: compare them with the length rule in the report",
     ),
     Rule(
         "constant_scores",
         "reward/std",
-        lambda xs: xs[-1] < 1e-6,
+        1e-6,
+        "above {limit:g}",
+        lambda xs, limit: xs[-1] < limit,
         "all answers of a batch have the same score, from which nothing can be learnt",
         "look at samples.jsonl: are all answers the same, or cut before they say anything?",
     ),
     Rule(
         "judge_disagrees",
         "heldout/gold_quality",
-        lambda xs: xs[-1] < max(xs) - 0.05,
+        0.05,
+        "not {limit:g} below its best while the reward rises",
+        lambda xs, limit: xs[-1] < max(xs) - limit,
         "the held-out judge has fallen from {high:.2f} to {last:.2f} while the trained reward rose",
         "the reward is being gamed: raise ppo.kl_coef, lower ppo.max_kl, or train the reward models on newer answers",
         while_rising="heldout/reward_combined",
@@ -127,11 +160,28 @@ RULES = (
     Rule(
         "loss_rises",
         "/loss",
-        lambda xs: len(xs) >= 20 and _mean(xs[-5:]) > 1.5 * min(_mean(xs[i : i + 5]) for i in range(len(xs) - 4)) + 0.1,
+        1.5,
+        "not {limit:g} times its lowest again",
+        lambda xs, limit: (
+            len(xs) >= 20 and _mean(xs[-5:]) > limit * min(_mean(xs[i : i + 5]) for i in range(len(xs) - 4)) + 0.1
+        ),
         "the loss has risen again to {last:.2g} from {low:.2g}",
         "lower the learning rate, or train for fewer epochs",
     ),
 )
+
+
+BESIDE = {rule.while_rising for rule in RULES}
+
+
+def is_watched(name: str) -> bool:
+    """Whether a rule looks at this metric."""
+    return any(rule.reads(name) for rule in RULES)
+
+
+def healthy(name: str) -> str:
+    """What the rules about a metric ask of it, in words; empty where there is none."""
+    return ", ".join(rule.healthy.format(limit=rule.limit) for rule in RULES if rule.reads(name))
 
 
 def examine(rows: Sequence[Mapping[str, float]]) -> list[Finding]:
@@ -140,11 +190,11 @@ def examine(rows: Sequence[Mapping[str, float]]) -> list[Finding]:
     names = list(dict.fromkeys(name for row in rows for name in row))
     for rule in RULES:
         for name in names:
-            if name != rule.metric and not (rule.metric.startswith("/") and name.endswith(rule.metric)):
+            if not rule.reads(name):
                 continue
             both = [row for row in rows if name in row and (not rule.while_rising or rule.while_rising in row)]
             xs = [float(row[name]) for row in both]
-            if xs and rule.wrong(xs) and (not rule.while_rising or _risen(both, name, rule.while_rising)):
+            if xs and rule.wrong(xs, rule.limit) and (not rule.while_rising or _risen(both, name, rule.while_rising)):
                 said = rule.sign.format(first=xs[0], last=xs[-1], low=min(xs), high=max(xs))
                 found.append(Finding(rule.name, name, said, rule.cure))
     return found
@@ -160,7 +210,7 @@ class Watch:
 
     def look(self, row: Mapping[str, float]) -> dict[str, float]:
         """The alarms that these metrics and all before them give: `health/alarms`, and 1 for each by its name."""
-        self.rows.append(dict(row))
+        self.rows.append({name: value for name, value in row.items() if name in BESIDE or is_watched(name)})
         findings = examine(self.rows)
         for finding in findings:
             if finding.name not in self.said:

@@ -1,5 +1,7 @@
 """The dictionary of metrics: what each name in metrics.jsonl means, and what is healthy. TRL's names where it has one.
 
+Limits are those of the rules of health, where a rule looks at the metric; here stands only which way it goes.
+
 `*` stands for what is being trained: sft, rejection, gatt, helpfulness, safety, pretrain, extend.
 """
 
@@ -7,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+
+from rlhf.tracking.health import healthy as limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +20,13 @@ class Metric:
     name: str
     unit: str
     meaning: str
-    healthy: str
+    course: str
+    """Which way it goes in a run that does well."""
+
+    @property
+    def healthy(self) -> str:
+        """The limits of its rules, and its course."""
+        return "; ".join(part for part in (limits(self.name), self.course) if part)
 
 
 METRICS = (
@@ -24,7 +34,7 @@ METRICS = (
     Metric("reward/safety", "logits", "mean score of the safety model", "rises, or stays"),
     Metric("reward/combined", "logits", "mean of the piecewise combination, not whitened (eq. 4)", "rises"),
     Metric("*_histogram", "logits", "the same score of every answer of the batch, in 30 bins", "one hump, moves right"),
-    Metric("reward/std", "logits", "deviation of the combined score within a batch", "above 0"),
+    Metric("reward/std", "logits", "deviation of the combined score within a batch", ""),
     Metric("reward/length_slope", "", "deviations of score that go with one of length", "near 0"),
     Metric("reward/multiplier", "", "price of a unit of cost, with ppo.combine=lagrangian", "settles"),
     Metric("heldout/reward_combined", "logits", "the same on held-out prompts; what early stopping looks at", "rises"),
@@ -32,19 +42,19 @@ METRICS = (
     Metric(
         "heldout/*", "share", "what the gold judge says of held-out answers, where there is one", "rises with reward"
     ),
-    Metric("objective/kl", "nats an answer", "KL to the reference on the batch, estimated", "slightly above 0, grows"),
-    Metric("objective/entropy", "nats a token", "entropy of the policy", "falls slowly; near 0 is collapse"),
+    Metric("objective/kl", "nats an answer", "KL to the reference on the batch, estimated", "grows from 0"),
+    Metric("objective/entropy", "nats a token", "entropy of the policy", "falls slowly"),
     Metric("objective/return", "whitened reward", "mean return", "near 0"),
-    Metric("policy/clipfrac_avg", "share", "tokens on which the clip binds", "below 0.3"),
+    Metric("policy/clipfrac_avg", "share", "tokens on which the clip binds", ""),
     Metric("policy/approxkl_avg", "nats a token", "how far one update moved the policy", "below 0.1"),
     Metric("val/ratio", "", "mean of new over old probability", "near 1"),
-    Metric("val/ratio_first", "", "the same on the first mini-batch, before a step was made", "1"),
+    Metric("val/ratio_first", "", "the same on the first mini-batch, before a step was made", ""),
     Metric("val/padding", "share", "of what forwards compute, padding", "below 0.1"),
-    Metric("val/logprob_drift", "nats", "sampling against training, the largest difference", "below 0.01 in float32"),
-    Metric("value/explained_variance", "share", "of the returns by the critic; 1 is perfect", "above 0, rises"),
+    Metric("val/logprob_drift", "nats", "sampling against training, the largest difference", "rounding"),
+    Metric("value/explained_variance", "share", "of the returns by the critic; 1 is perfect", "rises"),
     Metric("loss/policy_avg", "", "PPO's clipped loss", "near 0"),
     Metric("loss/value_avg", "", "the critic's loss", "falls"),
-    Metric("gen/eos_rate", "share", "answers that end by themselves", "above 0.9"),
+    Metric("gen/eos_rate", "share", "answers that end by themselves", "rises"),
     Metric("gen/length", "tokens", "mean length of an answer", "steady"),
     Metric("pool/entries", "samples", "rejection samples of all rounds", "grows by the round"),
     Metric("pool/prompts", "prompts", "prompts they answer", "grows by the round"),
