@@ -20,7 +20,7 @@ from measure import GEMM, Table, gemm_rate, llama, quiet, rounds_of
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from rlhf.generation.protocol import Sampling
+from rlhf.generation.protocol import Request, Sampling
 from rlhf.generation.transformers import generate
 
 EOS, PAD = 2, 0
@@ -125,8 +125,7 @@ def theirs(model: LlamaForCausalLM, prompts: list[list[int]], point: Point, seed
 def ours(model: LlamaForCausalLM, prompts: list[list[int]], point: Point, seed: int) -> int:
     """The same samples with their log-probabilities; how many tokens they have."""
     keys = [str(i) for i in range(len(prompts))]
-    sampling = Sampling(point.k, 1.0, point.longest)
-    found = generate(model, prompts, sampling, keys=keys, seed=seed, eos_token_id=EOS, pad_token_id=PAD)
+    found = generate(model, Request(prompts, keys, Sampling(point.k, 1.0, point.longest), seed, EOS))
     return sum(len(c.token_ids) for group in found for c in group)
 
 

@@ -44,7 +44,7 @@ from rlhf.functional.gae import gae
 from rlhf.functional.kl import kl_estimate, token_rewards
 from rlhf.functional.ppo import policy_loss, value_loss
 from rlhf.functional.whiten import moments, whiten
-from rlhf.generation.protocol import Sampling
+from rlhf.generation.protocol import Request, Sampling
 from rlhf.generation.transformers import generate
 from rlhf.models.load import freeze
 from rlhf.models.reward_models import RewardModels
@@ -167,15 +167,8 @@ class Ours:
         number, clock = len(self.seconds), [time.process_time()]
         start = number * self.batch % len(self.prompts)
         ids = self.prompts[start : start + self.batch]
-        answers = generate(
-            self.models.policy,
-            ids,
-            Sampling(1, 1.0, LONGEST),
-            keys=[str(start + i) for i in range(len(ids))],
-            seed=number,
-            eos_token_id=EOS,
-            pad_token_id=PAD,
-        )
+        keys = [str(start + i) for i in range(len(ids))]
+        answers = generate(self.models.policy, Request(ids, keys, Sampling(1, 1.0, LONGEST), number, EOS))
         prompt = Prompt("bench", (Turn("user", "?"),), "bench", is_safety=False)
         samples = [Sample(prompt, tuple(row), answer[0], "") for row, answer in zip(ids, answers, strict=True)]
         clock.append(time.process_time())

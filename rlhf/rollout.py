@@ -19,7 +19,7 @@ from rlhf.data.types import Prompt
 from rlhf.errors import DataError
 from rlhf.functional.kl import exact_kl
 from rlhf.functional.logprobs import chosen_logprobs
-from rlhf.generation.protocol import Completion, Engine, Sampling
+from rlhf.generation.protocol import Completion, Engine, Request, Sampling
 from rlhf.generation.ranks import dealt
 from rlhf.generation.transformers import InProcess
 from rlhf.models.load import context_of, load_policy, load_tokenizer
@@ -71,58 +71,50 @@ def sample(
 ) -> list[list[Sample]]:
     """K answers to every prompt, in the order given; `advance` is told how many prompts each batch answered.
 
-    What a killed stage has sampled before is not sampled again (see shards.py).
+    Several processes do it together: each answers a share of the prompts, and gets the answers of all. What a killed
+    stage has sampled before is not sampled again (see shards.py).
 
     Raises:
         DataError: if a prompt and the longest answer to it do not fit into the context.
     """
-    ids = [encode_prompt(tokenizer, prompt.turns) for prompt in prompts]
     engine = InProcess(policy) if isinstance(policy, torch.nn.Module) else policy
+    return dealt(
+        prompts,
+        lambda share: _sample(engine, tokenizer, share, sampling, seed, advance or (lambda count: None)),
+        cost=lambda prompt: sum(len(turn.content) for turn in prompt.turns),
+    )
+
+
+def _sample(
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    seed: int,
+    advance: Callable[[int], None],
+) -> list[list[Sample]]:
+    """The answers to this process's share."""
+    ids = [encode_prompt(tokenizer, prompt.turns) for prompt in prompts]
     _check_room(engine.context, prompts, ids, sampling.max_new_tokens)
+    request = Request(ids, [prompt.id for prompt in prompts], sampling, seed, tokenizer.eos_token_id)
     answers: list[list[Completion]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))
     # As the engine would batch them, so that keeping them changes no batch.
     size = max(1, getattr(engine, "rows_per_batch", CHUNK) // sampling.samples_per_prompt)
     for part in (order[start : start + size] for start in range(0, len(order), size)):
-        rows, keys = [ids[i] for i in part], [prompts[i].id for i in part]
+        asked = request.part(part)
 
-        def answer(rows: Any = rows, keys: Any = keys) -> Any:
-            found = engine.generate(
-                rows,
-                sampling,
-                keys=keys,
-                seed=seed,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-            return [[astuple(completion) for completion in group] for group in found]
+        def answer(asked: Request = asked) -> Any:
+            return [[astuple(completion) for completion in group] for group in engine.generate(asked)]
 
-        for i, group in zip(part, kept(digest([rows, keys, astuple(sampling), seed]), answer), strict=True):
+        for i, group in zip(part, kept(digest(astuple(asked)), answer), strict=True):
             answers[i] = [Completion(tuple(tokens), tuple(logprobs), end) for tokens, logprobs, end in group]
         generated(sum(len(answer.token_ids) for i in part for answer in answers[i]))
-        if advance is not None:
-            advance(len(part))
+        advance(len(part))
     return [
         [Sample(prompt, tuple(row), answer, decode_completion(tokenizer, answer.token_ids)) for answer in group]
         for prompt, row, group in zip(prompts, ids, answers, strict=True)
     ]
-
-
-def sample_together(
-    policy: PreTrainedModel | Engine,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    *,
-    seed: int,
-    advance: Callable[[int], None] | None = None,
-) -> list[list[Sample]]:
-    """`sample`, by all processes together: each answers a share of the prompts, and gets the answers of all."""
-    return dealt(
-        prompts,
-        lambda share: sample(policy, tokenizer, share, sampling, seed=seed, advance=advance),
-        cost=lambda prompt: sum(len(turn.content) for turn in prompt.turns),
-    )
 
 
 def require_fit(checkpoint: Path, prompts: Sequence[Prompt], *, longest: int) -> None:
@@ -188,6 +180,10 @@ class Rollout:
             self.old_logprobs[index, :length],
         )
 
+    def longest_first(self, index: Tensor) -> Tensor:
+        """These rows by length: neighbours leave each other little to pad, and the first need most memory."""
+        return index[self.attention_mask[index].sum(-1).argsort(descending=True, stable=True).to(index.device)]
+
     def spread(self, values: Tensor) -> Tensor:
         """[N] one value for every completion token that exists, row by row -> [B, T], 0 elsewhere."""
         mask = self.completion_mask
@@ -235,14 +231,25 @@ def completion_values(critic: PreTrainedModel, rollout: Rollout) -> Tensor:
 
 @torch.no_grad()
 def mean_kl(
-    policy: PreTrainedModel, reference: PreTrainedModel, samples: Sequence[Sample], *, pad_token_id: int
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    samples: Sequence[Sample],
+    *,
+    temperature: float,
+    pad_token_id: int,
 ) -> float:
-    """Mean over answers of KL(policy || reference) in nats, summed over tokens and exact over the vocabulary."""
+    """Mean over answers of KL(policy || reference) in nats, summed over tokens and exact over the vocabulary.
+
+    Both are taken at this temperature. Where the answers were sampled from the policy at it, the mean is unbiased for
+    the KL of whole answers.
+    """
     rollout = Rollout.of(samples, pad_token_id=pad_token_id, device=policy.device)
     total = 0.0
     for index in torch.split(torch.arange(len(rollout)), 64):
         part = rollout.rows(index)
         ours, theirs = completion_logits(policy, part)[None], completion_logits(reference, part)[None]
-        kl = exact_kl(ours, theirs, torch.ones(ours.shape[:2], dtype=torch.bool, device=ours.device))
+        kl = exact_kl(
+            ours / temperature, theirs / temperature, torch.ones(ours.shape[:2], dtype=torch.bool, device=ours.device)
+        )
         total += kl.sum().item()
     return total / len(rollout)

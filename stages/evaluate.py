@@ -123,7 +123,8 @@ def measure_policies(e: Evaluation) -> tuple[dict[str, Any], dict[str, list]]:
                 table[name]["gold_facts"] = known["gold_facts"]
                 table[name]["interval"] |= known["interval"]
             if before is not None:
-                table[name]["kl_to_reference"] = mean_kl(policy, before, samples, pad_token_id=e.tokenizer.pad_token_id)
+                own = {"temperature": 1.0, "pad_token_id": e.tokenizer.pad_token_id}
+                table[name]["kl_to_reference"] = mean_kl(policy, before, samples, **own)
             creative = heldout_prompts(e, 40, "diversity", kinds=(("safe", False),))[:20]
             groups = sample(engine, e.tokenizer, creative, Sampling(8, 1.0, config.max_new_tokens), seed=e.job.seed)
             table[name]["self_bleu"] = self_bleu([[s.text for s in group] for group in groups])

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data import feed
 from rlhf.data.types import Prompt
+from rlhf.errors import DataError
 from rlhf.evaluation.gold import gold_of
 from rlhf.functional.gae import gae
 from rlhf.functional.kl import kl_estimate, token_rewards
@@ -37,7 +38,7 @@ from rlhf.rollout import (
     mean_kl,
     padding_share,
     require_fit,
-    sample_together,
+    sample,
 )
 from rlhf.tracking.health import Watch, length_slope
 from rlhf.training.early_stopping import EarlyStopping
@@ -66,16 +67,13 @@ def run(job: Job) -> None:
     """Climb the combined reward; keep the policy that was best on held-out prompts."""
     config, track = job.config, job.track
     check_gate(job.one("reward"), config, stage="ppo", say=track.say)
-    # Prompts first: one that is malformed or too long is said before any model is loaded, not in its iteration.
-    prompts = prompts_of(job, config.iterations * config.batch_size, label="rollouts", side="train")
-    require_fit(job.one("policy") / "checkpoint", prompts, longest=config.max_new_tokens)
+    prompts = training_prompts(job)  # first: what is wrong with one is said before models are loaded
     models = load_models(job)
     optimizers = make_optimizers(models, config)
-    keeper = Keeper(job, models)
+    keeper = Keeper(job, models, optimizers[0])
     track.ledger_of("ppo", [p.id for p in prompts], draws=config.batch_size, epochs=config.iterations)
-    state = {"policy": models.policy, "critic": models.critic, "combine": models.combine}
-    state |= {"keeper": keeper, "watch": keeper.watch}
-    state |= {"policy_optimizer": optimizers[0], "critic_optimizer": optimizers[1]}
+    state = {"policy": models.policy, "critic": models.critic, "combine": models.combine, "keeper": keeper}
+    state |= {"watch": keeper.watch, "policy_optimizer": optimizers[0], "critic_optimizer": optimizers[1]}
     with track.progress(config.iterations, "ppo") as bar:
         for iteration in job.saves.range(config.iterations, skipped=bar.advance, **state):
             if iteration == 0:
@@ -118,19 +116,39 @@ def make_optimizers(models: Models, config) -> tuple[torch.optim.Optimizer, torc
     )
 
 
+def training_prompts(job: Job) -> list[Prompt]:
+    """Those of all iterations; fewer are gone through again, with other random numbers.
+
+    Raises:
+        DataError: if one leaves no room for its answer, or a batch would ask one twice, and get the same answer twice.
+    """
+    size = job.config.batch_size
+    prompts = prompts_of(job, job.config.iterations * size, label="rollouts", side="train")
+    if len(prompts) < size:
+        hints = [f"ppo.batch_size={len(prompts)} and a ppo.minibatch_size that divides it", "or name more ppo.data"]
+        raise DataError(f"ppo.data has {len(prompts)} prompts, and a batch asks {size} different ones", hints=hints)
+    require_fit(job.one("policy") / "checkpoint", prompts, longest=job.config.max_new_tokens)
+    return prompts
+
+
 def collect(job: Job, models: Models, prompts: list[Prompt], iteration: int) -> list[Sample]:
-    """One answer to each of the next `batch_size` prompts, by the policy as it is now."""
+    """Answers to the next `batch_size` prompts, by the policy as it is now."""
     start, size = iteration * job.config.batch_size, job.config.batch_size
-    prompts = [prompts[i % len(prompts)] for i in range(start, start + size)]
+    asked = [prompts[i % len(prompts)] for i in range(start, start + size)]
+    return answered(job, models, asked, label=f"rollout {iteration}")
+
+
+def answered(job: Job, models: Models, prompts: list[Prompt], *, label: str) -> list[Sample]:
+    """One answer to each prompt."""
     sampling = Sampling(1, job.config.temperature, job.config.max_new_tokens)
     engine = InProcess(models.policy, job.recipe.generation.rows_per_batch)
-    groups = sample_together(engine, models.tokenizer, prompts, sampling, seed=job.seed_of(f"rollout {iteration}"))
+    groups = sample(engine, models.tokenizer, prompts, sampling, seed=job.seed_of(label))
     return [group[0] for group in groups]
 
 
 def prompts_of(job: Job, count: int, *, label: str, side: feed.Side) -> list[Prompt]:
-    """Prompts to learn on or, disjoint from them, to check on; fewer than `count` are gone through again."""
-    world = job.recipe.microworld
+    """Prompts to learn on or, disjoint from them, to check on; at most `count`."""
+    world, split = job.recipe.microworld, {"side": side, "test_share": job.recipe.data.test_share}
     return feed.prompts(
         job.config.data,
         count,
@@ -138,21 +156,19 @@ def prompts_of(job: Job, count: int, *, label: str, side: feed.Side) -> list[Pro
         stage="ppo",
         world=world,
         mix=feed.both_domains(world),
-        side=side,
-        test_share=job.recipe.data.test_share,
         say=job.track.say,
+        **split,
     )
 
 
 def combined_score(job: Job, models: Models, samples: list[Sample]) -> tuple[Tensor, dict[str, float]]:
     """R_c of eq. 4 for every answer, in logits and not yet whitened."""
-    config = job.config
     rows, tags = [s.row for s in samples], [s.prompt.is_safety for s in samples]
-    scores = models.rewards(rows, tags, safety_threshold=config.safety_threshold)
+    scores = models.rewards(rows, tags, safety_threshold=job.config.safety_threshold)
     finished = torch.tensor([s.finished for s in samples])
     combined = models.combine(scores)
-    if config.missing_eos_score is not None:
-        combined = combined.where(finished, torch.full_like(combined, config.missing_eos_score))
+    if job.config.missing_eos_score is not None:
+        combined = combined.where(finished, torch.full_like(combined, job.config.missing_eos_score))
     lengths = [len(s.completion.token_ids) for s in samples]
     return combined, {
         "reward/helpfulness": scores.helpfulness.mean().item(),
@@ -207,12 +223,11 @@ def advantages_of(config, models: Models, rollout: Rollout, score: Tensor, *, id
     whitened = whiten(score, everywhere, moments(score, everywhere), epsilon=1e-8).to(values)
     rewards = token_rewards(whitened, kl, mask, kl_coef=config.kl_coef)
     advantages, returns = gae(rewards, values * mask, mask, gamma=config.gamma, gae_lambda=config.gae_lambda)
-    drift = ((logprobs - rollout.old_logprobs) * mask).abs().max().item()
     stats = {
         "objective/kl": (kl.sum() / len(kl)).item(),
         "value/explained_variance": explained_variance(values, returns, mask).item(),
         "objective/return": (returns * mask).sum().item() / mask.sum().item(),
-        "val/logprob_drift": drift,
+        "val/logprob_drift": ((logprobs - rollout.old_logprobs) * mask).abs().max().item(),
         "val/padding": padding_share(rollout, parts),
     }
     whitened_advantages = whiten(advantages, mask, moments(advantages, mask), epsilon=1e-8)
@@ -220,13 +235,9 @@ def advantages_of(config, models: Models, rollout: Rollout, score: Tensor, *, id
 
 
 def own_parts(config, rollout: Rollout, index: Tensor) -> tuple[Tensor, ...]:
-    """The micro-batches of these rows that this process does; other processes do the others.
-
-    Rows of similar length go together, which leaves little to pad, the longest first: they need most memory.
-    """
+    """The micro-batches of these rows that this process does; other processes do the others."""
     rows = config.microbatch_size or max(1, config.minibatch_size // team.size())
-    by_length = rollout.attention_mask[index].sum(-1).argsort(descending=True, stable=True)
-    return index[by_length.to(index.device)].split(rows)[team.rank() :: team.size()]
+    return rollout.longest_first(index).split(rows)[team.rank() :: team.size()]
 
 
 def update(
@@ -235,29 +246,27 @@ def update(
     """One pass over the batch in the given order: one gradient step per mini-batch, for policy and critic."""
     models.policy.train()  # dropout is off; activation checkpointing works in this mode only
     models.critic.train()
-    policy_optimizer, critic_optimizer = optimizers
-    config = job.config
-    sums: dict[str, float] = {}
+    config, (policy_optimizer, critic_optimizer) = job.config, optimizers
+    sums = dict.fromkeys(STATISTICS, 0.0)
     minibatches = order.split(config.minibatch_size)
     for number, index in enumerate(minibatches, start=iteration * len(minibatches) + 1):
         tokens = rollout.completion_mask[index].sum()
         for part in own_parts(config, rollout, index):
             stats = backward(config, models, rollout.rows(part), learn, part, tokens)
             for name, value in stats.items():
-                sums[name] = sums.get(name, 0.0) + value / len(minibatches)
+                sums[name] += value / len(minibatches)
             if index is minibatches[0]:
-                sums["val/ratio_first"] = sums.get("val/ratio_first", 0.0) + stats["val/ratio"]
+                sums["val/ratio_first"] += stats["val/ratio"]
         for parameter in trained(models.policy) + trained(models.critic):
             parameter.grad = team.summed(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
         norms = [
             models.accelerator.clip_grad_norm_(trained(model), config.max_grad_norm)
             for model in (models.policy, models.critic)
         ]
-        for model, norm in zip((models.policy, models.critic), norms, strict=True):
-            gradient = "the gradient of the policy" if model is models.policy else "the gradient of the critic"
+        for name, norm in zip(("policy", "critic"), norms, strict=True):
             rows = torch.as_tensor(norm).expand(len(index), 1)
             names, ids = [str(int(i)) for i in index], rollout.input_ids[index]
-            require_finite(rows, gradient, ids=names, step=number, where=job.name, input_ids=ids)
+            require_finite(rows, f"the gradient of the {name}", ids=names, step=number, where=job.name, input_ids=ids)
         critic_optimizer.step()
         if iteration >= config.critic_warmup:
             policy_optimizer.step()
@@ -265,14 +274,7 @@ def update(
         critic_optimizer.zero_grad()
         drawn = [int(i) + iteration * config.batch_size for i in index]
         job.track.ledger("ppo", step=number, epoch=iteration, rows=drawn)
-    return together(sums)
-
-
-def together(sums: dict[str, float]) -> dict[str, float]:
-    """Statistics of all processes: each has those of its own micro-batches, or none if it had no rows."""
-    if team.size() == 1:
-        return sums
-    total = team.summed(torch.tensor([sums.get(name, 0.0) for name in STATISTICS], dtype=torch.float64))
+    total = team.summed(torch.tensor(list(sums.values()), dtype=torch.float64))  # each has its own micro-batches
     return dict(zip(STATISTICS, total.tolist(), strict=True))
 
 
@@ -312,26 +314,29 @@ def backward(config, models: Models, part: Rollout, learn: Learn, index: Tensor,
 class Keeper(EarlyStopping):
     """Early stopping with this job's models and held-out prompts."""
 
-    def __init__(self, job: Job, models: Models) -> None:
+    def __init__(self, job: Job, models: Models, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(job.config)
-        self.job, self.models, self.watch = job, models, Watch(job.track.say)
+        self.job, self.models, self.optimizer, self.watch = job, models, optimizer, Watch(job.track.say)
         self.prompts = prompts_of(job, job.config.heldout_prompts, label="heldout", side="validation")
 
     def weights(self) -> dict[str, Any]:
         return learnt(self.models.policy)
 
+    def roll_back(self, why: str) -> None:
+        """The best policy again, without the momentum that led away from it."""
+        self.models.policy.load_state_dict(self.best_weights, strict=False)  # what is frozen is what it was
+        self.optimizer.state.clear()
+        self.job.track.say(f"{why}: back to the policy of iteration {self.best_iteration}")
+
     def check(self, iteration: int) -> None:
         """Mean combined reward on held-out prompts, and the gold judge beside it where there is one."""
         config, models = self.job.config, self.models
-        sampling = Sampling(1, config.temperature, config.max_new_tokens)
-        engine = InProcess(models.policy, self.job.recipe.generation.rows_per_batch)
-        groups = sample_together(engine, models.tokenizer, self.prompts, sampling, seed=self.job.seed_of("heldout"))
-        samples = [group[0] for group in groups]
+        samples = answered(self.job, models, self.prompts, label="heldout")
         score, _ = combined_score(self.job, models, samples)
-        kl = mean_kl(models.policy, models.reference, samples, pad_token_id=models.tokenizer.pad_token_id)
-        values = {"heldout/reward_combined": score.mean().item(), "heldout/kl": kl} | {
-            f"heldout/{key}": value for key, value in gold_of(samples).items()
-        }
+        same = {"temperature": config.temperature, "pad_token_id": models.tokenizer.pad_token_id}
+        kl = mean_kl(models.policy, models.reference, samples, **same)
+        gold = {f"heldout/{key}": value for key, value in gold_of(samples).items()}
+        values = {"heldout/reward_combined": score.mean().item(), "heldout/kl": kl} | gold
         for s, worth in zip(samples[:8], score.tolist(), strict=False):
             shown = {"iteration": iteration, "prompt": s.prompt.turns[-1].content, "text": s.text, "score": worth}
             self.job.track.sample(shown)
@@ -339,7 +344,7 @@ class Keeper(EarlyStopping):
         self.judge(iteration, reward=values["heldout/reward_combined"], kl=kl)
 
     def save(self) -> None:
-        self.models.policy.load_state_dict(self.best_weights, strict=False)  # what is frozen is what it was
+        self.models.policy.load_state_dict(self.best_weights, strict=False)
         self.job.track.say(f"stopped: {self.why}; kept iteration {self.best_iteration}")
         self.job.write_results({"stopped": self.why, "best_iteration": self.best_iteration})
         save(self.models.policy, self.models.tokenizer, self.job.out / "checkpoint")

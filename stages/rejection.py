@@ -18,7 +18,7 @@ from rlhf.models.gate import check_gate
 from rlhf.models.load import load_policy, load_tokenizer, save
 from rlhf.models.reward_models import RewardModels, Scores
 from rlhf.pipeline import Job
-from rlhf.rollout import Sample, require_fit, sample_together, sampler
+from rlhf.rollout import Sample, require_fit, sample, sampler
 from rlhf.training.finetune import fine_tune
 from rlhf.training.rehearsal import share_to_ratio
 
@@ -62,7 +62,7 @@ def sample_round(job: Job, tokenizer, rewards: RewardModels, prompts: list[Promp
     temperature, trial = tune_temperature(job, policy, tokenizer, rewards)
     sampling = Sampling(config.samples_per_prompt, temperature, config.max_new_tokens)
     with job.track.progress(len(prompts), "samples") as bar:
-        groups = sample_together(policy, tokenizer, prompts, sampling, seed=job.seed, advance=bar.advance)
+        groups = sample(policy, tokenizer, prompts, sampling, seed=job.seed, advance=bar.advance)
     samples = [s for group in groups for s in group]
     check_ends(job, samples)
     scores = scored(job, rewards, samples)
@@ -125,7 +125,7 @@ def tune_temperature(job, policy, tokenizer, rewards) -> tuple[float, dict[str, 
     best: dict[float, Tensor] = {}  # by temperature, for every prompt the score of its best sample
     for temperature in sorted(config.temperatures):
         sampling = Sampling(k, temperature, config.max_new_tokens)
-        groups = sample_together(policy, tokenizer, prompts, sampling, seed=job.seed_of("temperature"))
+        groups = sample(policy, tokenizer, prompts, sampling, seed=job.seed_of("temperature"))
         samples = [s for group in groups for s in group]
         if not best:  # the coolest: what never ends here ends nowhere
             check_ends(job, samples)

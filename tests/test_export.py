@@ -19,7 +19,7 @@ from rlhf.data.chat import encode_prompt
 from rlhf.data.types import Turn
 from rlhf.export import export
 from rlhf.export.parity import compare
-from rlhf.generation.protocol import Sampling
+from rlhf.generation.protocol import Request, Sampling
 from rlhf.generation.transformers import generate
 from rlhf.models.load import load_policy, save
 from rlhf.reporting.card import card
@@ -83,8 +83,9 @@ def test_a_fresh_process_without_us_sees_the_same_bits_and_answers(exported, pol
     assert ids == encode_prompt(tokenizer, TURNS)
     with torch.no_grad():
         assert bits == policy(torch.tensor([ids])).logits.view(torch.int32).flatten().tolist()
-    special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    [[ours]] = generate(policy, [ids], Sampling(1, 0.0, 16), keys=["a"], seed=0, **special)
+    [[ours]] = generate(
+        policy, Request([ids], ["a"], Sampling(1, 0.0, 16), seed=0, eos_token_id=tokenizer.eos_token_id)
+    )
     assert answer[len(ids) :] == list(ours.token_ids)
 
 

@@ -184,26 +184,31 @@ def test_values_stand_before_the_token_they_are_about(reward_model, samples, rol
 
 
 def test_the_kl_of_a_policy_to_itself_is_nothing(policy, samples):
-    assert mean_kl(policy, copy.deepcopy(policy), samples, pad_token_id=2) == pytest.approx(0, abs=1e-5)
+    same = {"temperature": 1.0, "pad_token_id": 2}
+    assert mean_kl(policy, copy.deepcopy(policy), samples, **same) == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
 @torch.no_grad()
-def test_the_kl_to_another_model_is_summed_over_each_answer_and_averaged_over_answers(policy, samples):
+def test_the_kl_to_another_model_is_summed_over_each_answer_and_averaged_over_answers(policy, samples, temperature):
     other = copy.deepcopy(policy)
     for weight in other.parameters():
         weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
     wanted = []
     for answer in samples:
         row = torch.tensor([answer.row])
-        ours, theirs = (m(row, use_cache=False).logits[0].log_softmax(-1).double() for m in (policy, other))
-        places = slice(len(answer.prompt_ids) - 1, -1)  # at temperature 1, whatever the answers were sampled at
+        ours, theirs = (
+            (m(row, use_cache=False).logits[0] / temperature).log_softmax(-1).double() for m in (policy, other)
+        )
+        places = slice(len(answer.prompt_ids) - 1, -1)
         wanted.append(torch.nn.functional.kl_div(theirs, ours, log_target=True, reduction="none")[places].sum().item())
     assert min(wanted) > 0.01
-    found = mean_kl(policy, other, samples, pad_token_id=2)
+    same = {"temperature": temperature, "pad_token_id": 2}
+    found = mean_kl(policy, other, samples, **same)
     assert found == pytest.approx(sum(wanted) / len(samples), rel=1e-4)
-    assert found != pytest.approx(mean_kl(other, policy, samples, pad_token_id=2), rel=1e-3)  # it has a direction
+    assert found != pytest.approx(mean_kl(other, policy, samples, **same), rel=1e-3)  # it has a direction
     # More answers than are read at a time.
-    assert mean_kl(policy, other, samples * 11, pad_token_id=2) == pytest.approx(found, rel=1e-5)
+    assert mean_kl(policy, other, samples * 11, **same) == pytest.approx(found, rel=1e-5)
 
 
 def test_the_share_of_padding_by_hand(rollout):

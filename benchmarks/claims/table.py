@@ -62,6 +62,7 @@ ARMS: Mapping[str, Arm] = {
                      ("rejection.pool=last", "rejection.pool_from={run}", *only("rejection-3"))),
     "no-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0", *only("gatt", "ppo"))),
     "small-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0.05", *only("gatt", "ppo"))),
+    "helpfulness-only": Arm(("ppo", "evaluate"), ("ppo.combine=helpfulness", *only("gatt", "ppo"))),
     "all-answers": Arm(("gatt", "evaluate"), ("gatt.train_on=all_answers",)),
     "changing": Arm(("gatt", "evaluate"), ("gatt.change_share=0.5", "evaluate.changes=60")),
     "steady": Arm(("evaluate",), ("evaluate.changes=60",)),
@@ -188,7 +189,15 @@ TABLE = (
         },
     ),
     cannot("B22", "whitening keeps beta's balance", "3.2.3", "whitening is no setting: PPO without it is not built"),
-    cannot("B23", "the piecewise reward protects safety", "3.2.3", "PPO on one reward model alone is not built"),
+    Experiment(
+        "B23", "the piecewise reward protects safety, with helpfulness within .05", "3.2.3",
+        ("run", "helpfulness-only"),
+        {
+            "violations": gain(f"{POLICIES}/ppo/violation_rate", "helpfulness-only", "run"),
+            "helpfulness + .05": lambda arms: 0.05 + gain(
+                f"{POLICIES}/ppo/gold_helpfulness", "run", "helpfulness-only")(arms),
+        },
+    ),
     Experiment(
         "B24", "own reward models are more favourable than an independent judge", "Fig 11", ("run",),
         {

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.data.chat import encode_prompt
 from rlhf.data.types import Turn, turns_to_json
-from rlhf.generation.protocol import Sampling
+from rlhf.generation.protocol import Request, Sampling
 from rlhf.generation.transformers import generate
 from rlhf.models.load import freeze, load_policy, load_tokenizer
 from rlhf.schema import ModelConfig
@@ -74,9 +74,8 @@ def _compared(
     a, b = trained(fed, attention_mask=mask).logits, served(fed, attention_mask=mask).logits
     if not torch.equal(a, b):
         return Finding(len(ours), 0, f"logits differ by up to {(a - b).abs().max().item():.3g}")
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    sampling = Sampling(1, 0.0, max_new_tokens)
-    [[answer]] = generate(trained, [ours], sampling, keys=["parity"], seed=0, eos_token_id=eos, pad_token_id=pad)
+    asked = Request([ours], ["parity"], Sampling(1, 0.0, max_new_tokens), seed=0, eos_token_id=tokenizer.eos_token_id)
+    [[answer]] = generate(trained, asked)
     out = served.generate(fed, attention_mask=mask, do_sample=False, temperature=None, top_k=None, top_p=None,
                           max_new_tokens=max_new_tokens)  # fmt: skip
     continued = out[0, len(ours) :].tolist()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from rlhf.errors import ConfigError
@@ -40,6 +40,28 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """K completions of every prompt, please.
+
+    Attributes:
+        prompts: token ids, of any lengths.
+        keys: one name per prompt; with `seed` and k it fixes the random numbers of a sample.
+        sampling: how.
+        eos_token_id: the token that ends an answer.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    keys: Sequence[str]
+    sampling: Sampling
+    seed: int
+    eos_token_id: int
+
+    def part(self, index: Sequence[int]) -> Request:
+        """The same of these prompts only."""
+        return replace(self, prompts=[self.prompts[i] for i in index], keys=[self.keys[i] for i in index])
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One sampled answer.
 
@@ -61,21 +83,5 @@ class Engine(Protocol):
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        *,
-        keys: Sequence[str],
-        seed: int,
-        eos_token_id: int,
-        pad_token_id: int,
-        advance: Callable[[int], None] | None = None,
-    ) -> list[list[Completion]]:
-        """K completions of every prompt, in the order given.
-
-        Args:
-            prompts: token ids, of any lengths.
-            keys: one name per prompt; with `seed` and k it fixes the random numbers of a sample.
-            advance: told now and then how many more prompts were answered.
-        """
+    def generate(self, request: Request) -> list[list[Completion]]:
+        """K completions of every prompt, in the order given."""

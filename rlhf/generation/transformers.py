@@ -8,9 +8,7 @@ of sample k of a prompt at step t depends on (seed, prompt key, k, t) alone, so 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from rlhf.generation.protocol import Completion, Sampling
+from rlhf.generation.protocol import Completion, Request
 from rlhf.training.finite import require_finite
 
 BLOCK = 256
@@ -67,77 +65,45 @@ class InProcess:
     def context(self) -> int:
         return int(self.model.config.max_position_embeddings)
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, **options: Any) -> list[list[Completion]]:
-        return generate(self.model, prompts, sampling, rows_per_batch=self.rows_per_batch, **options)
+    def generate(self, request: Request) -> list[list[Completion]]:
+        return generate(self.model, request, rows_per_batch=self.rows_per_batch)
 
 
 @torch.no_grad()
-def generate(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    *,
-    keys: Sequence[str],
-    seed: int,
-    eos_token_id: int,
-    pad_token_id: int,
-    rows_per_batch: int = 256,
-    advance: Callable[[int], None] | None = None,
-) -> list[list[Completion]]:
-    """Sample K completions of every prompt.
-
-    Args:
-        prompts: token ids, of any lengths.
-        keys: one name per prompt; with `seed` and k it fixes the random numbers of a sample.
-        rows_per_batch: rows decoded together; memory and speed only.
-        advance: told after every batch how many prompts it answered.
+def generate(model: PreTrainedModel, request: Request, *, rows_per_batch: int = 256) -> list[list[Completion]]:
+    """K completions of every prompt, in the order given; `rows_per_batch` is memory and speed only.
 
     Raises:
         NonFiniteError: a token was drawn whose log-probability is no finite number.
-
-    Returns:
-        for every prompt, in the order given, its K completions.
     """
     model.eval()
-    found: list[list[Completion]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    size = max(1, rows_per_batch // sampling.samples_per_prompt)
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        uniforms = _uniforms([keys[i] for i in chosen], sampling, seed=seed)
-        names = [keys[i] for i in chosen]
-        rows = _decode(model, [prompts[i] for i in chosen], names, sampling, uniforms, eos_token_id, pad_token_id)
+    found: list[list[Completion]] = [[] for _ in request.prompts]
+    order = sorted(range(len(request.prompts)), key=lambda i: len(request.prompts[i]))
+    k = request.sampling.samples_per_prompt
+    size = max(1, rows_per_batch // k)
+    for chosen in (order[start : start + size] for start in range(0, len(order), size)):
+        rows = _decode(model, request.part(chosen))
         for place, i in enumerate(chosen):
-            k = sampling.samples_per_prompt
             found[i] = rows[place * k : (place + 1) * k]
-        if advance is not None:
-            advance(len(chosen))
     return found
 
 
-def _decode(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    keys: Sequence[str],
-    sampling: Sampling,
-    uniforms: Tensor,
-    eos_token_id: int,
-    pad_token_id: int,
-) -> list[Completion]:
+def _decode(model: PreTrainedModel, request: Request) -> list[Completion]:
     """One batch: prefill the prompts, then one token per live row and step. Rows are [prompt * K + k]."""
-    device, k = model.device, sampling.samples_per_prompt
-    logits, cache, mask, position = _prefill(model, prompts, sampling, pad_token_id)
-    width, rows = max(len(p) for p in prompts), len(prompts) * k
-    tokens = torch.full((rows, sampling.max_new_tokens), pad_token_id, dtype=torch.long, device=device)
+    sampling, device = request.sampling, model.device
+    names = [key for key in request.keys for _ in range(sampling.samples_per_prompt)]
+    rows, width = len(names), max(len(prompt) for prompt in request.prompts)
+    logits, cache, mask, position = _prefill(model, request)
+    uniforms = _uniforms(request).to(device)
+    tokens = torch.zeros((rows, sampling.max_new_tokens), dtype=torch.long, device=device)
     logprobs = torch.zeros((rows, sampling.max_new_tokens), device=device)
     length = torch.full((rows,), sampling.max_new_tokens, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
     live = torch.arange(rows, device=device)
-    uniforms = uniforms.to(device)
     for t in range(sampling.max_new_tokens):
         token, logprob = choose(logits, uniforms[live, t], temperature=sampling.temperature, top_p=sampling.top_p)
         tokens[live, t], logprobs[live, t] = token, logprob
-        stop = token == eos_token_id
+        stop = token == request.eos_token_id
         length[live[stop]], ended[live[stop]] = t + 1, True
         if t + 1 == sampling.max_new_tokens or bool(stop.all()):
             break
@@ -152,7 +118,6 @@ def _decode(
             past_key_values=cache,
         ).logits[:, -1]
         position = position + 1
-    names = [key for key in keys for _ in range(k)]
     require_finite(logprobs, "a sampled log-probability", ids=names, tokens=tokens)
     return [
         Completion(tuple(ids[:n]), tuple(lps[:n]), "stop" if end else "length")
@@ -173,16 +138,16 @@ def _leave(cache: Cache, stop: Tensor) -> Tensor:
     return torch.arange(rows, device=stop.device).index_put((holes,), movers)
 
 
-def _prefill(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], sampling: Sampling, pad_token_id: int
-) -> tuple[Tensor, Cache, Tensor | None, Tensor]:
+def _prefill(model: PreTrainedModel, request: Request) -> tuple[Tensor, Cache, Tensor | None, Tensor]:
     """Encode each prompt once, then give every one of its K rows a copy of its cache.
 
-    Prompts are padded on the left here, so that all rows write their next token to the same slot.
+    Prompts are padded on the left here, so that all rows write their next token to the same slot. What with does not
+    matter: nothing sees it.
     """
-    width, k = max(len(p) for p in prompts), sampling.samples_per_prompt
+    prompts, k, room = request.prompts, request.sampling.samples_per_prompt, request.sampling.max_new_tokens
+    width = max(len(p) for p in prompts)
     lengths = torch.tensor([len(p) for p in prompts], device=model.device)
-    ids = torch.tensor([[pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = (torch.arange(width, device=model.device) >= width - lengths[:, None]).long()
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     even = bool((lengths == width).all())  # no padding: attention needs no mask
@@ -196,7 +161,6 @@ def _prefill(
         past_key_values=cache,
         logits_to_keep=1,
     ).logits[:, -1]
-    room = sampling.max_new_tokens
     cache.layers = [RowCache(layer.keys, layer.values, copies=k, room=room) for layer in cache.layers]
     row_mask = None if even else torch.nn.functional.pad(mask, (0, room), value=1).repeat_interleave(k, 0)
     return logits.repeat_interleave(k, 0), cache, row_mask, lengths.repeat_interleave(k)
@@ -258,14 +222,14 @@ def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     return block * BLOCK + place, total
 
 
-def _uniforms(keys: Sequence[str], sampling: Sampling, *, seed: int) -> Tensor:
-    """Uniform numbers [len(keys) * K, max_new_tokens] that depend on (seed, key, k, t) alone."""
+def _uniforms(request: Request) -> Tensor:
+    """Uniform numbers [prompts * K, max_new_tokens] that depend on (seed, key, k, t) alone."""
     rows = []
-    for key in keys:
-        for k in range(sampling.samples_per_prompt):
-            digest = hashlib.sha256(f"{seed}/{key}/{k}".encode()).digest()
+    for key in request.keys:
+        for k in range(request.sampling.samples_per_prompt):
+            digest = hashlib.sha256(f"{request.seed}/{key}/{k}".encode()).digest()
             stream = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
-            rows.append(stream.random(sampling.max_new_tokens))
+            rows.append(stream.random(request.sampling.max_new_tokens))
     return torch.from_numpy(np.stack(rows))
 
 

@@ -13,19 +13,19 @@ import json
 import math
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module, util
 from pathlib import Path
 from typing import Any
 
 from rlhf.errors import ConfigError, MissingError, RlhfError
-from rlhf.generation.protocol import Completion, Engine, Sampling
+from rlhf.generation.protocol import Completion, Engine, Request, Sampling
+from rlhf.models.adapters import is_adapter
 from rlhf.models.load import weights_of
 from rlhf.schema import GenerationConfig, ModelConfig
 
-ADAPTER = "adapter_config.json"
 AT_ONCE = 64
 """Requests under way: the server batches what it has at a time."""
 PATIENCE = 600.0
@@ -49,10 +49,6 @@ def sample_seed(seed: int, key: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:4], "little") & 0x7FFF_FFFF
 
 
-def adapter_of(checkpoint: Path) -> bool:
-    return (checkpoint / ADAPTER).exists()
-
-
 # --- a server ---
 
 
@@ -69,11 +65,12 @@ class Server:
         """Load the checkpoint into the server, and make sure that its log-probabilities are the sampler's."""
         address = address.rstrip("/")
         folder = str(checkpoint.resolve())
-        if adapter_of(checkpoint):
+        weights, _ = weights_of(checkpoint)
+        if is_adapter(checkpoint):
+            check_base(address, weights)
             name = f"adapter-{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
             call(address, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder, "load_inplace": True})
         else:
-            weights, _ = weights_of(checkpoint)
             call(address, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": weights}})
             name = served(address)[0]["id"]
         call(address, "/reset_prefix_cache", {})  # keys and values of the weights before
@@ -86,38 +83,18 @@ class Server:
         server.check_logprobs()
         return server
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        *,
-        keys: Sequence[str],
-        seed: int,
-        eos_token_id: int,
-        pad_token_id: int,
-        advance: Callable[[int], None] | None = None,
-    ) -> list[list[Completion]]:
-        found: list[list[Completion]] = [[] for _ in prompts]
+    def generate(self, request: Request) -> list[list[Completion]]:
+        k = request.sampling.samples_per_prompt
 
-        def ask(i: int) -> int:
-            asked = request_of(self.model, prompts[i], sampling, sample_seed(seed, keys[i]), eos_token_id)
-            choices = sorted(call(self.address, "/v1/completions", asked)["choices"], key=lambda c: int(c["index"]))
-            if len(choices) != sampling.samples_per_prompt:
-                raise RlhfError(f"{self.address} gave {len(choices)} answers of {sampling.samples_per_prompt}")
-            found[i] = [completion_of(choice, self.address) for choice in choices]
-            return i
+        def ask(i: int) -> list[Completion]:
+            body = body_of(self.model, request.part([i]))
+            choices = sorted(call(self.address, "/v1/completions", body)["choices"], key=lambda c: int(c["index"]))
+            if len(choices) != k:
+                raise RlhfError(f"{self.address} gave {len(choices)} answers of {k}")
+            return [completion_of(choice, self.address) for choice in choices]
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            waiting = [pool.submit(ask, i) for i in range(len(prompts))]
-            try:
-                for done in as_completed(waiting):
-                    done.result()
-                    if advance is not None:
-                        advance(1)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        return found
+            return list(pool.map(ask, range(len(request.prompts))))
 
     def check_logprobs(self) -> None:
         """ConfigError if log-probabilities do not change with the temperature: they are not those sampled from.
@@ -126,8 +103,8 @@ class Server:
         """
         found = []
         for temperature in (1.0, 4.0):
-            asked = request_of(self.model, [0, 1], Sampling(1, temperature, 1), 0, None) | {"logprobs": 1}
-            (choice,) = call(self.address, "/v1/completions", asked)["choices"]
+            asked = Request([[0, 1]], ["probe"], Sampling(1, temperature, 1), seed=0, eos_token_id=0)
+            (choice,) = call(self.address, "/v1/completions", body_of(self.model, asked) | {"logprobs": 1})["choices"]
             found.append(max((choice["logprobs"]["top_logprobs"] or [{}])[0].values(), default=math.nan))
         if math.isnan(found[0]) or abs(found[0] - found[1]) < 1e-6:
             raise ConfigError(
@@ -138,10 +115,23 @@ class Server:
             )
 
 
-def request_of(
-    model: str, prompt: Sequence[int], sampling: Sampling, seed: int, eos_token_id: int | None
-) -> dict[str, Any]:
-    """The body of a completions request; `return_token_ids` is vLLM's."""
+def check_base(address: str, trained_on: str) -> None:
+    """ConfigError unless the server was started with the weights that an adapter was trained on.
+
+    A base of the same shape would take the adapter, too, and sample from another policy without a word.
+    """
+    base = str(served(address)[0].get("root"))
+    if Path(base).resolve() != Path(trained_on).resolve():
+        raise ConfigError(
+            f"the server at {address} has the weights of {base}, and the adapter was trained on {trained_on}",
+            where="generation.server",
+            hints=[f"start it with them: vllm serve {trained_on} --enable-lora --logprobs-mode processed_logprobs"],
+        )
+
+
+def body_of(model: str, request: Request) -> dict[str, Any]:
+    """A request for one prompt's answers as the server reads it; `return_token_ids` is vLLM's."""
+    (prompt,), (key,), sampling = request.prompts, request.keys, request.sampling
     return {
         "model": model,
         "prompt": list(prompt),
@@ -149,11 +139,11 @@ def request_of(
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_new_tokens,
-        "seed": seed,
+        "seed": sample_seed(request.seed, key),
         "logprobs": 0,
         "return_token_ids": True,
         "add_special_tokens": False,
-        **({} if eos_token_id is None else {"stop_token_ids": [eos_token_id]}),
+        "stop_token_ids": [request.eos_token_id],
     }
 
 
@@ -232,41 +222,29 @@ class Colocated:
         folder = str(checkpoint.resolve())
         adapter = None
         weights, _ = weights_of(checkpoint)
-        if adapter_of(checkpoint):
+        if is_adapter(checkpoint):
             number = int(hashlib.sha256(folder.encode()).hexdigest()[:7], 16) + 1
             adapter = import_module("vllm.lora.request").LoRARequest(f"adapter-{number}", number, folder)
         llm = resident(weights, model, lora=adapter is not None, memory_share=memory_share)
         return cls(llm, adapter, model.max_length)
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        *,
-        keys: Sequence[str],
-        seed: int,
-        eos_token_id: int,
-        pad_token_id: int,
-        advance: Callable[[int], None] | None = None,
-    ) -> list[list[Completion]]:
-        make = import_module("vllm").SamplingParams
+    def generate(self, request: Request) -> list[list[Completion]]:
+        make, sampling = import_module("vllm").SamplingParams, request.sampling
         asked = [
             make(
                 n=sampling.samples_per_prompt,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_new_tokens,
-                seed=sample_seed(seed, key),
+                seed=sample_seed(request.seed, key),
                 logprobs=0,
-                stop_token_ids=[eos_token_id],
+                stop_token_ids=[request.eos_token_id],
                 detokenize=False,
             )
-            for key in keys
+            for key in request.keys
         ]
-        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt in request.prompts]
         found = self.llm.generate(inputs, asked, use_tqdm=False, lora_request=self.adapter) if inputs else []
-        if advance is not None:
-            advance(len(prompts))
         return [[said(output) for output in sorted(answer.outputs, key=lambda o: o.index)] for answer in found]
 
 

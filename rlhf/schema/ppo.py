@@ -45,7 +45,16 @@ class PPOConfig(AdamW, Combine, Gate):
     heldout_prompts: Positive = ours(256, "prompts of the early-stopping check (3.2.3)")
     heldout_every: Positive = ours(20, "iterations between checks")
     patience: Positive = ours(3, "checks without a better held-out reward before it stops")
-    max_kl: Rate = ours(10.0, "nats an answer: above it the run stops", "held-out reward can be hacked, KL cannot")
+    max_kl: Rate = ours(
+        10.0,
+        "nats an answer, both models at `temperature`; of a batch by `kl_estimator`, of held-out answers exactly",
+        "held-out reward can be hacked, KL cannot",
+    )
+    on_max_kl: Literal["stop", "roll_back"] = ours(
+        "stop",
+        "a batch above max_kl: end, or go back to the best policy and on; each return uses up a check of `patience`",
+        "what left the reference once will again, unless settings change",
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

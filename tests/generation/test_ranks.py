@@ -9,7 +9,7 @@ import torch
 from torch import distributed
 
 from rlhf.errors import RlhfError
-from rlhf.generation.protocol import Sampling
+from rlhf.generation.protocol import Request, Sampling
 from rlhf.generation.ranks import dealt
 from rlhf.generation.transformers import generate
 
@@ -31,7 +31,7 @@ def model():
 def sampled(policy, prompts, eos=1):
     """Each prompt's completions; its key is its own text, so that it does not matter who draws them."""
     keys = [str(prompt) for prompt in prompts]
-    return generate(policy, prompts, SAMPLING, keys=keys, seed=0, eos_token_id=eos, pad_token_id=2)
+    return generate(policy, Request(prompts, keys, SAMPLING, seed=0, eos_token_id=eos))
 
 
 def in_rank(rank, port, case, out):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf.errors import ConfigError
-from rlhf.generation.protocol import Sampling
+from rlhf.generation.protocol import Request, Sampling
 from rlhf.generation.transformers import choose, generate
 
 NEVER = -1  # an EOS that no model says
@@ -35,7 +35,7 @@ KEYS = ["a", "b", "c", "d", "e", "f"]
 
 
 def run(model, sampling, *, prompts=PROMPTS, keys=KEYS, seed=0, eos=1, **more):
-    return generate(model, prompts, sampling, keys=keys, seed=seed, eos_token_id=eos, pad_token_id=2, **more)
+    return generate(model, Request(prompts, keys, sampling, seed, eos_token_id=eos), **more)
 
 
 def assert_same(found, wanted):

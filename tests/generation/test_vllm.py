@@ -14,7 +14,7 @@ import pytest
 
 from rlhf.errors import ConfigError, MissingError, RlhfError
 from rlhf.generation import vllm
-from rlhf.generation.protocol import Sampling
+from rlhf.generation.protocol import Request, Sampling
 from rlhf.generation.vllm import Server, open_vllm
 from rlhf.schema import GenerationConfig, ModelConfig
 
@@ -55,7 +55,8 @@ class Fake(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         names = ["large", *self.server.adapters]
-        self.answer({"data": [{"id": name, "max_model_len": 64 if name == "large" else None} for name in names]})
+        cards = [{"id": name, "max_model_len": 64 if name == "large" else None, "root": name} for name in names]
+        self.answer({"data": cards})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -98,9 +99,15 @@ def checkpoint(tmp_path):
     return tmp_path / "checkpoint"
 
 
+def write_adapter(checkpoint, *, base):
+    """As the artefacts of an adapted policy have it: its weights, and the name of what they stand on."""
+    (checkpoint / "adapter_config.json").write_text("{}")
+    (checkpoint / "source.json").write_text(json.dumps({"path": base, "revision": None}))
+
+
 def sampled(engine, sampling, keys=("a", "b"), seed=0):
     prompts = [[9] * (i + 1) for i in range(len(keys))]
-    return engine.generate(prompts, sampling, keys=keys, seed=seed, eos_token_id=EOS, pad_token_id=2)
+    return engine.generate(Request(prompts, keys, sampling, seed, eos_token_id=EOS))
 
 
 def test_answers_are_read_with_the_logprobs_of_the_distribution_sampled_from(fake, checkpoint):
@@ -119,9 +126,7 @@ def test_answers_are_read_with_the_logprobs_of_the_distribution_sampled_from(fak
 def test_what_is_asked_for(fake, checkpoint):
     engine = Server.open(fake.address, checkpoint)
     fake.calls.clear()
-    told = []
-    sampling = Sampling(3, 1.5, 4, top_p=0.9)
-    engine.generate([[7, 8]], sampling, keys=["a"], seed=3, eos_token_id=EOS, pad_token_id=2, advance=told.append)
+    engine.generate(Request([[7, 8]], ["a"], Sampling(3, 1.5, 4, top_p=0.9), seed=3, eos_token_id=EOS))
     ((path, body),) = fake.calls
     assert path == "/v1/completions"
     seed = body.pop("seed")
@@ -130,7 +135,6 @@ def test_what_is_asked_for(fake, checkpoint):
         "model": "large", "prompt": [7, 8], "n": 3, "temperature": 1.5, "top_p": 0.9, "max_tokens": 4, "logprobs": 0,
         "return_token_ids": True, "add_special_tokens": False, "stop_token_ids": [EOS],
     }  # fmt: skip
-    assert told == [1]
 
 
 def test_a_sample_depends_on_seed_key_and_number_alone(fake, checkpoint):
@@ -157,7 +161,7 @@ def test_weights_are_those_of_the_checkpoint(fake, checkpoint):
 
 
 def test_an_adapter_is_loaded_onto_its_base(fake, checkpoint):
-    (checkpoint / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "large"}))
+    write_adapter(checkpoint, base="large")
     engine = Server.open(fake.address, checkpoint)
     path, body = fake.calls[0]
     assert (path, body["lora_path"]) == ("/v1/load_lora_adapter", str(checkpoint.resolve()))
@@ -165,6 +169,13 @@ def test_an_adapter_is_loaded_onto_its_base(fake, checkpoint):
     fake.calls.clear()
     sampled(engine, Sampling(1, 1.0, 2), keys=("a",))
     assert fake.calls[0][1]["model"] == engine.model
+
+
+def test_an_adapter_of_another_base_is_refused(fake, checkpoint):
+    write_adapter(checkpoint, base="someone/larger")
+    with pytest.raises(ConfigError, match="has the weights of large, and the adapter was trained on someone/larger"):
+        Server.open(fake.address, checkpoint)
+    assert not fake.adapters
 
 
 def test_weights_that_were_given_are_those_the_checkpoint_names(fake, checkpoint):
@@ -205,7 +216,7 @@ def test_logprobs_before_temperature_are_refused(fake, checkpoint):
 def test_a_server_that_loads_no_weights_is_refused(fake, checkpoint, missing, hint):
     fake.missing = (missing,)
     if "lora" in missing:
-        (checkpoint / "adapter_config.json").write_text("{}")
+        write_adapter(checkpoint, base="large")
     with pytest.raises(ConfigError, match=f"{missing} answered 404") as refused:
         Server.open(fake.address, checkpoint)
     assert hint in refused.value.hints[0]

@@ -10,7 +10,7 @@ pytest.importorskip("vllm")
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf.generation.protocol import Sampling
+from rlhf.generation.protocol import Request, Sampling
 from rlhf.generation.vllm import Colocated
 from rlhf.schema import ModelConfig
 
@@ -47,7 +47,7 @@ def test_logprobs_are_the_models_own_and_weights_change_with_the_checkpoint(fold
     samples = []
     for folder in folders:
         engine = Colocated.open(folder, ModelConfig(max_length=128), memory_share=0.2)
-        groups = engine.generate(prompts, sampling, keys=["a", "b", "c"], seed=0, eos_token_id=EOS, pad_token_id=2)
+        groups = engine.generate(Request(prompts, ["a", "b", "c"], sampling, seed=0, eos_token_id=EOS))
         model = LlamaForCausalLM.from_pretrained(folder).eval()
         for prompt, group in zip(prompts, groups, strict=True):
             assert len(group) == 4
@@ -59,6 +59,6 @@ def test_logprobs_are_the_models_own_and_weights_change_with_the_checkpoint(fold
                 assert (completion.token_ids[-1] == EOS) == (completion.finish_reason == "stop")
         samples.append([c.token_ids for group in groups for c in group])
         fewer = Sampling(2, 1.3, 12)
-        again = engine.generate(prompts, fewer, keys=["a", "b", "c"], seed=0, eos_token_id=EOS, pad_token_id=2)
+        again = engine.generate(Request(prompts, ["a", "b", "c"], fewer, seed=0, eos_token_id=EOS))
         assert [c.token_ids for group in again for c in group[:1]] == [group[0].token_ids for group in groups]
     assert samples[0] != samples[1]

@@ -373,7 +373,8 @@ def keep(job_of, models, monkeypatch):
         monkeypatch.setattr(
             ppo, "combined_score", lambda job, models, samples: (torch.full((len(samples),), next(script)), {})
         )
-        keeper = ppo.Keeper(job_of("ppo", **(SMALL | {"iterations": 50, "max_kl": 1e9} | settings)), models)
+        job = job_of("ppo", **(SMALL | {"iterations": 50, "max_kl": 1e9} | settings))
+        keeper = ppo.Keeper(job, models, ppo.make_optimizers(models, job.config)[0])
         keeper.check(0)
         return keeper
 
@@ -426,6 +427,23 @@ def test_it_stops_at_too_much_kl_and_keeps_what_came_before(keep, models):
     weight, results = kept(keeper)
     assert (weight, results["best_iteration"]) == (0.0, 0)
     assert "above ppo.max_kl (4)" in results["stopped"]
+
+
+def test_too_much_kl_may_go_back_to_the_best_policy_as_long_as_patience_lasts(keep, models, screen):
+    learn(models, 0)
+    keeper = keep([1.0, 2.0], max_kl=4.0, on_max_kl="roll_back", heldout_every=2, patience=2)
+    learn(models, 2)
+    assert not keeper.stop(2, kl=0.5)
+    adam = keeper.optimizer.state
+    adam[models.policy.lm_head.weight] = {"exp_avg": torch.ones(1)}  # what had led away
+    learn(models, 3)
+    assert not keeper.stop(3, kl=4.5)
+    assert models.policy.lm_head.weight[7, 0].item() == 2.0
+    assert not keeper.optimizer.state
+    assert "KL of 4.5 nats an answer is above ppo.max_kl (4): back to the policy of iteration 2" in screen.getvalue()
+    learn(models, 5)
+    assert keeper.stop(5, kl=9.0)  # the second time in a row nothing was gained
+    assert kept(keeper) == (2.0, {"stopped": "no better held-out reward in 2 checks", "best_iteration": 2})
 
 
 def test_a_kl_that_is_not_a_number_stops_it(keep):
@@ -539,6 +557,16 @@ def test_bad_prompts_are_refused_before_any_model_is_loaded(job_of, saved, monke
     data = [{"name": "ours", "path": str(tmp_path / "prompts.jsonl"), "use": "train"}]
     with pytest.raises(DataError, match=message):
         ppo.run(job_of("ppo", reads=reads, data=data, **SMALL, iterations=400))
+
+
+def test_fewer_prompts_than_a_batch_asks_are_refused(job_of, tmp_path):
+    """A prompt that stands twice in a batch would get the same answer twice: its random numbers are its own."""
+    lines = [json.dumps({"prompt": f"How do I open door {i}?", "is_safety": False}) for i in range(7)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    data = [{"name": "mine", "path": str(tmp_path / "prompts.jsonl"), "kind": "helpfulness"}]
+    job = job_of("ppo", **(SMALL | {"data": data}))
+    with pytest.raises(DataError, match=r"ppo\.data has \d prompts, and a batch asks 8 different ones"):
+        ppo.training_prompts(job)
 
 
 def test_a_batch_that_does_not_divide_is_refused(job_of):

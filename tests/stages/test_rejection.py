@@ -86,7 +86,7 @@ def test_temperatures_are_tried_on_held_out_prompts_by_the_best_of_k(job_of, pol
     """The best of two samples at .6 and at 1.2 scores what the script says, so 1.2 wins though its mean is lower."""
     sides, script = [], {0.6: [1.0, 1.1], 1.2: [-9.0, 2.0]}
     asked = []
-    real_prompts, real_sample = rejection.training_prompts, rejection.sample_together
+    real_prompts, real_sample = rejection.training_prompts, rejection.sample
 
     def prompts(job, *, side, count):
         sides.append(side)
@@ -100,7 +100,7 @@ def test_temperatures_are_tried_on_held_out_prompts_by_the_best_of_k(job_of, pol
         combined = torch.tensor(script[asked[-1]] * (len(samples) // 2))
         return Scores(combined, combined, combined)
 
-    for name, wrapper in (("training_prompts", prompts), ("sample_together", sample), ("scored", scored)):
+    for name, wrapper in (("training_prompts", prompts), ("sample", sample), ("scored", scored)):
         monkeypatch.setattr(rejection, name, wrapper)
     job = job_of(
         "rejection", temperatures=[1.2, 0.6], temperature_prompts=5, samples_per_prompt=2, max_new_tokens=2,

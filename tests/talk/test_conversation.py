@@ -8,7 +8,7 @@ from rich.console import Console
 
 from rlhf.data.types import Preference, Turn, read_jsonl
 from rlhf.errors import DataError
-from rlhf.generation.protocol import Sampling
+from rlhf.generation.protocol import Request, Sampling
 from rlhf.generation.transformers import generate
 from rlhf.models.reward_models import RewardModels
 from rlhf.models.score import score
@@ -43,8 +43,8 @@ def test_an_answer_is_the_engines_and_grows_by_one_token(voice, tokenizer):
     answers = list(voice.answer([Turn("user", QUESTION)], GREEDY, seed=0))
     assert [len(a.token_ids) for a in answers] == list(range(1, len(answers) + 1))
     assert [a.finish_reason for a in answers[:-1]] == [None] * (len(answers) - 1)
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    [[whole]] = generate(voice.policy, [answers[-1].prompt_ids], GREEDY, keys=["a"], seed=0, **ids)
+    asked = Request([answers[-1].prompt_ids], ["a"], GREEDY, seed=0, eos_token_id=tokenizer.eos_token_id)
+    [[whole]] = generate(voice.policy, asked)
     assert (answers[-1].token_ids, answers[-1].finish_reason) == (whole.token_ids, whole.finish_reason)
 
 
