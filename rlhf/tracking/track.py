@@ -142,18 +142,19 @@ class Tracker:
     def progress(self, total: int, what: str) -> Iterator[Progress]:
         """Count a loop: a bar with its estimated end on a terminal; elsewhere a line at start, end and every 30 s."""
         name = f"[{self.step}]" if what in (self.step, stage_of(self.step)) else f"[{self.step}] {plain(what)}"
+        loop = _Loop(total, lambda: self.tokens)
         if self.console.is_terminal and not self.console.is_dumb_terminal:
-            with self._bar(total, name) as bar:
+            with self._bar(name, loop) as bar:
                 yield bar
         else:
-            lines = _Lines(self.say, name, total, lambda: self.tokens)
+            lines = _Lines(self.say, name, loop)
             try:
                 yield lines
             finally:
                 lines.end()
 
     @contextmanager
-    def _bar(self, total: int, name: str) -> Iterator[Progress]:
+    def _bar(self, name: str, loop: _Loop) -> Iterator[Progress]:
         # One live display for nested loops: the outermost starts and stops it.
         outermost = self._bars is None
         if self._bars is None:
@@ -161,7 +162,7 @@ class Tracker:
             self._bars.start()
         bars = self._bars
         try:
-            yield _Bar(bars, bars.add_task(name, total=total, tail=""), total)
+            yield _Bar(bars, bars.add_task(name, total=loop.total, tail=""), loop)
         finally:
             if outermost:
                 self._stop_bars()
@@ -186,66 +187,76 @@ class Tracker:
         self.close(finished=kind is None)
 
 
-def _figures(shown: Mapping[str, float]) -> str:
-    return "".join(f"  {name} {value:.4g}" for name, value in shown.items())
+class _Loop:
+    """How far a loop has come, what it showed last, and what it costs."""
 
-
-def _seconds_left(done: int, total: int, elapsed: float) -> float:
-    return max(total - done, 0) * elapsed / max(done, 1)
-
-
-class _Lines:
-    """Progress in a log file: every line stands alone and can be searched for."""
-
-    def __init__(self, say: Callable[[str], None], name: str, total: int, tokens: Callable[[], int]) -> None:
-        self._say, self._name, self._total = say, name, total
-        self._tokens, self._tokens_before = tokens, tokens()
-        self._done = 0
+    def __init__(self, total: int, tokens: Callable[[], int]) -> None:
+        self.total = total
+        self.done = 0
         self._shown: dict[str, float] = {}
-        self._started = self._last = monotonic()
-        say(f"{name} 0/{total}")
+        self._tokens, self._tokens_before = tokens, tokens()
+        self._started = monotonic()
 
-    def advance(self, n: int = 1, **shown: float) -> None:
-        self._done += n
+    def count(self, n: int, shown: Mapping[str, float]) -> None:
+        self.done += n
         self._shown |= shown
-        now = monotonic()
-        if now - self._last >= SECONDS_BETWEEN_LINES and 0 < self._done < self._total:
-            self._last = now
-            left = _seconds_left(self._done, self._total, now - self._started)
-            percent = 100 * self._done // self._total
-            self._say(f"{self._count()}  {percent}%  eta {duration(left)}{_figures(self._shown)}{self._cost()}")
 
-    def end(self) -> None:
-        """The last line: how far it came, in what time."""
-        self._say(f"{self._count()}  in {duration(monotonic() - self._started)}{_figures(self._shown)}{self._cost()}")
+    def time(self) -> str:
+        """What is left at the pace so far, evaluations and saves included; at the end what it took."""
+        elapsed = monotonic() - self._started
+        if self.done >= self.total:
+            return f"in {duration(elapsed)}"
+        return f"eta {duration((self.total - self.done) * elapsed / max(self.done, 1))}"
 
-    def _cost(self) -> str:
-        """Tokens a second of this loop, where it counts them, and the process's memory at its fullest."""
+    def figures(self) -> str:
+        """The newest of each figure."""
+        return "".join(f"  {name} {value:.4g}" for name, value in self._shown.items())
+
+    def cost(self) -> str:
+        """Tokens a second, where it counts them, and the process's memory at its fullest."""
         tokens, seconds = self._tokens() - self._tokens_before, monotonic() - self._started
         if tokens <= 0 or seconds <= 0:
             return ""
         return f"  {tokens / seconds:,.0f} tokens/s  peak {peak_rss_mb():,.0f} MB"
 
+
+class _Lines:
+    """Progress in a log file: every line stands alone and can be searched for."""
+
+    def __init__(self, say: Callable[[str], None], name: str, loop: _Loop) -> None:
+        self._say, self._name, self._loop = say, name, loop
+        self._started = self._last = monotonic()
+        say(self._count())
+
+    def advance(self, n: int = 1, **shown: float) -> None:
+        loop = self._loop
+        loop.count(n, shown)
+        now = monotonic()
+        if now - self._last >= SECONDS_BETWEEN_LINES and 0 < loop.done < loop.total:
+            self._last = now
+            self._say(f"{self._count()}  {100 * loop.done // loop.total}%  {loop.time()}{loop.figures()}{loop.cost()}")
+
+    def end(self) -> None:
+        """The last line: how far it came, in what time."""
+        self._say(
+            f"{self._count()}  in {duration(monotonic() - self._started)}{self._loop.figures()}{self._loop.cost()}"
+        )
+
     def _count(self) -> str:
-        return f"{self._name} {self._done}/{self._total}"
+        return f"{self._name} {self._loop.done}/{self._loop.total}"
 
 
 class _Bar:
     """Progress on a terminal: one line of a live display."""
 
-    def __init__(self, bars: RichProgress, task: TaskID, total: int) -> None:
-        self._bars, self._task, self._total = bars, task, total
-        self._done = 0
-        self._shown: dict[str, float] = {}
-        self._started = monotonic()
+    def __init__(self, bars: RichProgress, task: TaskID, loop: _Loop) -> None:
+        self._bars, self._task, self._loop = bars, task, loop
 
     def advance(self, n: int = 1, **shown: float) -> None:
-        self._done += n
-        self._shown |= shown
-        elapsed = monotonic() - self._started
-        left = _seconds_left(self._done, self._total, elapsed)
-        time = f"eta {duration(left)}" if self._done < self._total else f"in {duration(elapsed)}"
-        self._bars.update(self._task, advance=n, tail=time + _figures(self._shown))
+        self._loop.count(n, shown)
+        # On a narrow terminal the cost would take the bar's place.
+        cost = self._loop.cost() if self._bars.console.width >= 100 else ""
+        self._bars.update(self._task, advance=n, tail=self._loop.time() + self._loop.figures() + cost)
 
 
 def _rich_bars(console: Console) -> RichProgress:

@@ -202,6 +202,7 @@ def test_a_terminal_gets_a_bar_with_its_eta_and_loops_may_nest(tmp_path: Path, s
     t.console = Console(file=screen, width=120, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
     with t.progress(2, "rounds") as outer:
         with t.progress(4, "answers") as inner:
+            t.tokens += 100
             inner.advance(1, reward=1.25)
             t.say("a word in between")
             inner.advance(3)
@@ -211,6 +212,7 @@ def test_a_terminal_gets_a_bar_with_its_eta_and_loops_may_nest(tmp_path: Path, s
     assert "[reward-1] answers" in shown
     assert "4/4" in shown
     assert "reward 1.25" in shown
+    assert "tokens/s  peak " in shown
     assert "a word in between" in shown
 
 
