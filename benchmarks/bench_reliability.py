@@ -62,8 +62,8 @@ import stages.{stage} as stage
 stage.{loader} = poisoned
 """
 POISONED = [
-    ("sft", "load_policy", "model.norm"),
-    ("sft", "load_policy", "lm_head"),
+    ("sft", "policy_to_train", "model.norm"),
+    ("sft", "policy_to_train", "lm_head"),
     ("reward-2", "reward_model_from_policy", "model.norm"),
     ("reward-2", "reward_model_from_policy", "score"),
     ("ppo", "load_policy", "model.norm"),

@@ -22,7 +22,7 @@ from rlhf.planning.context import require_context
 from rlhf.planning.decision import Decision, decide, ingredients, plan
 from rlhf.planning.room import require_room
 from rlhf.planning.steps import Stage, Step, expand, select, table
-from rlhf.processes import launch, roll_call, team, watch
+from rlhf.processes import engine, launch, roll_call, team, watch
 from rlhf.provenance import fingerprint, lock
 from rlhf.provenance.manifests import outside_the_sections
 from rlhf.provenance.meter import Journal, Meter, git_commit, versions
@@ -131,7 +131,7 @@ def run_recipe(
     """
     steps = expand(recipe, pipeline)
     chosen = select(steps, stage, pipeline)
-    launch.check(recipe, chosen, team.size(), launch.engine())
+    launch.check(recipe, chosen, team.size(), engine.named())
     if team.rank():
         team.follow(lambda name: team.beside(next(step for step in steps if step.name == name), recipe, run_dir))
         return Outcome((), (), None)

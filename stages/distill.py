@@ -13,7 +13,7 @@ from rlhf.evaluation.intervals import of_mean
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import InProcess
 from rlhf.models.gate import check_gate
-from rlhf.models.load import load_policy, load_tokenizer, save
+from rlhf.models.load import load_policy, load_tokenizer, policy_to_train, save
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample, sample
@@ -27,8 +27,7 @@ def run(job: Job) -> None:
     check_gate(job.one("reward"), config, stage="distill", say=job.track.say)
     start = job.one("policy") / "checkpoint"
     tokenizer = load_tokenizer(start)
-    policy = load_policy(start, job.recipe.model)
-    engine = InProcess(policy, job.recipe.generation.rows_per_batch)
+    engine = InProcess(load_policy(start, job.recipe.model), job.recipe.generation.rows_per_batch)
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
 
     prompts = asked(job)
@@ -50,6 +49,8 @@ def run(job: Job) -> None:
     count = round(len(kept) * share_to_ratio(config.replay_share))
     replayed = replay(job, engine, tokenizer, rewards, best_of, count=count)
     write_jsonl(job.out / "dialogues.jsonl", kept + replayed)
+    del engine  # the policy that answered makes room for the one that learns
+    policy = policy_to_train(start, job.recipe.model)
     if kept:  # else nothing came out better, and the policy stays what it was
         fine_tune(policy, tokenizer, kept + replayed, job)
     save(policy, tokenizer, job.out / "checkpoint")

@@ -15,7 +15,7 @@ from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import InProcess
 from rlhf.microworld import dialogues as worldly
 from rlhf.models.gate import check_gate
-from rlhf.models.load import load_policy, load_tokenizer, save
+from rlhf.models.load import load_policy, load_tokenizer, policy_to_train, save
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample
@@ -29,10 +29,9 @@ def run(job: Job) -> None:
     check_gate(job.one("reward"), config, stage="gatt", say=job.track.say)
     start = job.one("policy") / "checkpoint"
     tokenizer = load_tokenizer(start)
-    policy = load_policy(start, job.recipe.model)
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
 
-    engine = InProcess(policy, job.recipe.generation.rows_per_batch)
+    engine = InProcess(load_policy(start, job.recipe.model), job.recipe.generation.rows_per_batch)
     conversations = conversations_of(job, engine, tokenizer)
     answers = converse(job, engine, tokenizer, rewards, conversations)
     rows = training_rows(job, conversations, answers)
@@ -41,6 +40,8 @@ def run(job: Job) -> None:
     write_jsonl(job.out / "dialogues.jsonl", rows + replayed)
     job.track.say(f"{len(rows):,} conversations, {len(replayed):,} of the policy's own answers beside them")
     ghosts = frozenset(row.id for row in rows if config.train_on == "last_answer")
+    del engine  # the policy that spoke makes room for the one that learns
+    policy = policy_to_train(start, job.recipe.model)
     fine_tune(policy, tokenizer, rows + replayed, job, last_answer_only=ghosts)
     save(policy, tokenizer, job.out / "checkpoint")
 

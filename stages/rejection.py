@@ -15,7 +15,7 @@ from rlhf.data.types import Dialogue, Prompt, Turn
 from rlhf.errors import MissingError, NonFiniteError, RlhfError
 from rlhf.generation.protocol import Sampling
 from rlhf.models.gate import check_gate
-from rlhf.models.load import load_policy, load_tokenizer, save
+from rlhf.models.load import load_tokenizer, policy_to_train, save
 from rlhf.models.reward_models import RewardModels, Scores
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample, require_fit, sample, sampler
@@ -50,7 +50,7 @@ def run(job: Job) -> None:
     job.track.log({"pool/entries": len(pool), "pool/prompts": len(best)}, step=0)
 
     start = job.one("base" if config.start == "base" else "policy") / "checkpoint"
-    policy = load_policy(start, job.recipe.model)
+    policy = policy_to_train(start, job.recipe.model)
     fine_tune(policy, tokenizer, mixture(job, best), job)
     save(policy, tokenizer, job.out / "checkpoint")
 

@@ -2,7 +2,7 @@
 
 from rlhf.data import feed
 from rlhf.data.types import write_jsonl
-from rlhf.models.load import load_policy, load_tokenizer, save
+from rlhf.models.load import load_tokenizer, policy_to_train, save
 from rlhf.pipeline import Job
 from rlhf.training.finetune import fine_tune
 
@@ -21,6 +21,6 @@ def run(job: Job) -> None:
     write_jsonl(job.out / "demonstrations.jsonl", dialogues)
     start = job.one("base") / "checkpoint"
     tokenizer = load_tokenizer(start)
-    policy = load_policy(start, job.recipe.model)
+    policy = policy_to_train(start, job.recipe.model)
     fine_tune(policy, tokenizer, dialogues, job)
     save(policy, tokenizer, job.out / "checkpoint")

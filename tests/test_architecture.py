@@ -27,7 +27,6 @@ DOORS = {
     "wandb": {"rlhf/tracking/wandb_run.py"},
     "tensorboard": {"rlhf/tracking/tensorboard_run.py"},
     "wandb_workspaces": {"rlhf/tracking/workspace.py"},
-    "deepspeed": {"rlhf/models/load.py"},
     "peft": {"rlhf/models/adapters.py"},
     "vllm": {"rlhf/generation/vllm.py"},
 }

@@ -110,8 +110,8 @@ stage.{loader} = poisoned
 @pytest.mark.parametrize(
     ("step", "loader", "module", "backward", "what"),
     [
-        ("sft", "load_policy", "model.norm", False, "the loss is not finite at step 3 of sft"),
-        ("sft", "load_policy", "model.norm", True, "the gradient of "),
+        ("sft", "policy_to_train", "model.norm", False, "the loss is not finite at step 3 of sft"),
+        ("sft", "policy_to_train", "model.norm", True, "the gradient of "),
         ("reward-2", "reward_model_from_policy", "score", False, "the loss is not finite at step 3 of helpfulness"),
         ("ppo", "load_policy", "model.norm", True, "the gradient of the policy is not finite"),
         ("ppo", "load_reward_model", "score", True, "the gradient of the critic is not finite"),

@@ -16,11 +16,11 @@ def main(request: Request) -> int:
 
     loaded = request.load()
     if "launch" in request.options:
-        from rlhf.processes import launch
+        from rlhf.processes import engine, launch
 
         described = launch.describe(request.options["launch"])
         steps = pipeline.select(pipeline.expand(loaded.recipe), request.stage)
-        launch.check(loaded.recipe, steps, int(described.get("num_processes", 1)), launch.engine_of(described))
+        launch.check(loaded.recipe, steps, int(described.get("num_processes", 1)), engine.of_file(described))
         chosen = [f"stage={request.stage}"] if request.stage else []
         return launch.start(request.options["launch"], [*loaded.arguments, *chosen, *sorted(request.flags)])
     outcome = pipeline.run_recipe(

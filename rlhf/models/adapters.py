@@ -15,6 +15,7 @@ from warnings import catch_warnings
 import peft
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
@@ -49,9 +50,13 @@ def add(model: PreTrainedModel, config: LoraConfig, *, head: str | None = None, 
         ),
         adapter_name=name,
     )
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    for place, parameter in list(model.named_parameters()):
+        if parameter.requires_grad and isinstance(parameter, DTensor):
+            # PEFT's copy of the head is cut as the head is, but fsdp, which puts that together, does not know it.
+            owner, _, own = place.rpartition(".")
+            setattr(model.get_submodule(owner), own, Parameter(parameter.full_tensor()))
+    for parameter in trained(model):
+        parameter.data = parameter.data.float()
 
 
 def read(model: PreTrainedModel, checkpoint: Path, *, name: str = LEARNT) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,6 +33,7 @@ from rlhf.data.chat import check_template, template_digest
 from rlhf.disk import written
 from rlhf.errors import MissingError, UnsafeError
 from rlhf.models import adapters
+from rlhf.processes import engine, team
 from rlhf.schema import ModelConfig
 from rlhf.security.vetting import vet_model, vet_template
 
@@ -84,8 +86,14 @@ def load_given_tokenizer(path: str, *, revision: str | None) -> PreTrainedTokeni
 
 
 def load_policy(checkpoint: Path, config: ModelConfig) -> PreTrainedModel:
-    """A causal language model, ready to train or to generate."""
+    """A causal language model, whole on every process: ready to generate."""
     model = _read(AutoModelForCausalLM, checkpoint, config)
+    return _prepared(_adapted(model, checkpoint, config), config)
+
+
+def policy_to_train(checkpoint: Path, config: ModelConfig) -> PreTrainedModel:
+    """A causal language model for the Trainer's hands: under fsdp a part of it on every process."""
+    model = _read(AutoModelForCausalLM, checkpoint, config, **engine.cut())
     return _prepared(_adapted(model, checkpoint, config), config)
 
 
@@ -96,7 +104,7 @@ def reward_model_from_policy(checkpoint: Path, config: ModelConfig) -> PreTraine
     direction has to be unlearned.
     """
     with _quiet():  # it would warn that the head is new, which is the point
-        model = _read(AutoModelForSequenceClassification, checkpoint, config, num_labels=1)
+        model = _read(AutoModelForSequenceClassification, checkpoint, config, num_labels=1, **engine.cut())
     torch.nn.init.zeros_(model.score.weight)
     return _prepared(_adapted(model, checkpoint, config, head="score"), config)
 
@@ -119,22 +127,35 @@ def load_reward_model(checkpoint: Path, config: ModelConfig) -> PreTrainedModel:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> None:
-    """Weights, or the adapter alone, as safetensors, with the tokenizer and its chat template beside them."""
-    checkpoint.mkdir(parents=True, exist_ok=True)
+    """Weights, or the adapter alone, as safetensors, with the tokenizer and its chat template beside them.
+
+    Of several processes the first writes; the others, whose folders nobody keeps, link to what it wrote.
+    """
+    state = _gathered(model)
 
     def write() -> None:
-        model.should_save_on_this_rank = lambda *_: (
-            True
-        )  # every process has a folder of its own (rlhf/processes/team.py)
-        model.save_pretrained(str(checkpoint))
-        del model.should_save_on_this_rank
+        model.save_pretrained(str(checkpoint), state_dict=state)
         _save_tokenizer(tokenizer, checkpoint)
         if adapters.is_adapter(checkpoint):
             _name_weights(model.source, checkpoint)
 
-    parameters = list(model.parameters())
-    kept = [parameter for parameter in parameters if parameter.requires_grad] or parameters  # an adapter goes alone
-    written(write, checkpoint, needs=sum(parameter.numel() * parameter.element_size() for parameter in kept))
+    if team.rank() == 0:
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        parameters = list(model.parameters())
+        kept = [parameter for parameter in parameters if parameter.requires_grad] or parameters  # an adapter goes alone
+        written(write, checkpoint, needs=sum(parameter.numel() * parameter.element_size() for parameter in kept))
+    first = team.call(str(checkpoint.absolute()))
+    if team.rank():
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.symlink_to(str(first))
+
+
+def _gathered(model: PreTrainedModel) -> dict[str, Any] | None:
+    """All weights of a model that is cut in parts, on the first process; None: the model has them itself."""
+    if not model.is_distributed_loading_by_transformers:
+        return None
+    model.config.distributed_config = None  # else every save would gather by itself, also one that is tried again
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def _name_weights(source: dict[str, str | None], checkpoint: Path) -> None:
@@ -278,7 +299,7 @@ def _existing(checkpoint: Path) -> Path:
 def _prepared(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    if config.quantisation != "none":
-        return model  # placed where it was quantised
+    if config.quantisation != "none" or model.is_distributed_loading_by_transformers:
+        return model  # placed where it was quantised, or cut
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device)

@@ -74,11 +74,11 @@ def pair_scores(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[T
     if "segments" not in inputs:
         values = token_values(model, inputs["input_ids"], inputs["attention_mask"])
         chosen, rejected = read_score(values, inputs["attention_mask"]).chunk(2)
-        return chosen, rejected
+        return chosen.clone(), rejected.clone()  # fsdp's hooks are on what is returned: no views
     segments = inputs["segments"]
     seen = visible(segments)[:, None]
     values = token_values(model, inputs["input_ids"], seen, position_ids=inputs["position_ids"])
-    return read_score(values, segments <= CHOSEN), read_score(values, segments <= REJECTED)
+    return read_score(values, segments <= CHOSEN).clone(), read_score(values, segments <= REJECTED).clone()
 
 
 def visible(segments: Tensor) -> Tensor:

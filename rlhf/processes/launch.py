@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,8 @@ def find(name: str) -> Path:
         return known[name]
     if Path(name).expanduser().is_file():
         return Path(name).expanduser()
+    if name.startswith("zero"):
+        raise no_deepspeed(name)
     hints = [did_you_mean(name, known), f"known by name: {', '.join(known)}", "or give a file of accelerate's"]
     raise ConfigError(f"no launch file {name}", hints=[hint for hint in hints if hint])
 
@@ -98,21 +100,6 @@ def free_port() -> int:
 # --- what cannot work ---
 
 
-def engine() -> str:
-    """What accelerate's launcher was told to spread models with, from the environment that it makes."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '')}"
-    return "fsdp" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "ddp"
-
-
-def engine_of(described: Mapping[str, Any]) -> str:
-    """The same, from a launch file."""
-    kind = str(described.get("distributed_type", "NO")).upper()
-    if kind == "DEEPSPEED":
-        return f"zero{(described.get('deepspeed_config') or {}).get('zero_stage', '')}"
-    return "fsdp" if kind == "FSDP" else "ddp"
-
-
 def check(recipe: Recipe, steps: Sequence[Step], processes: int, spread: str) -> None:
     """Refuse what this many processes, or this installation, cannot do; `spread` is an engine: ddp, fsdp, zero3."""
     model = recipe.model
@@ -126,15 +113,18 @@ def check(recipe: Recipe, steps: Sequence[Step], processes: int, spread: str) ->
             f"model.quantisation={model.quantisation} needs bitsandbytes",
             hints=["install it: pip install 'rlhf[quantisation]'", "or leave it out: model.quantisation=none"],
         )
-    if spread.startswith("zero") and find_spec("deepspeed") is None:
-        raise MissingError(f"{spread} needs deepspeed", hints=["install it: pip install 'rlhf[deepspeed]'"])
-    if spread != "ddp":
-        raise ConfigError(
-            f"{spread} does not run yet: every process holds every model whole",
-            hints=["use launch=ddp", "smaller: model.lora.rank=16", "what would fit: rlhf plan gpu_memory=80GB"],
-        )
+    if spread.startswith("zero"):
+        raise no_deepspeed(spread)
     if processes > 1:
         _divides(recipe, steps, processes)
+
+
+def no_deepspeed(spread: str) -> ConfigError:
+    """Why `zero2` and `zero3` are refused, and what does the same."""
+    return ConfigError(
+        f"{spread} does not run: DeepSpeed has not been tried here, and fsdp cuts models in the same parts",
+        hints=["use launch=fsdp", "smaller: model.lora.rank=16", "what would fit: rlhf plan gpu_memory=80GB"],
+    )
 
 
 def _divides(recipe: Recipe, steps: Sequence[Step], processes: int) -> None:

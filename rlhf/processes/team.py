@@ -33,15 +33,15 @@ def size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def call(stage: str | None) -> str | None:
+def call(said: str | None) -> str | None:
     """The leader's word, which every process hears: the step to do now, or None when all is done."""
     if size() == 1:
-        return stage
+        return said
     from accelerate import PartialState
     from torch import distributed
 
     PartialState()  # the process group, as accelerate's launcher describes it
-    word = [stage]
+    word = [said]
     distributed.broadcast_object_list(word, src=0)
     return word[0]
 

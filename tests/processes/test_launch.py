@@ -13,7 +13,7 @@ from rlhf import pipeline
 from rlhf.cli import main
 from rlhf.config import load
 from rlhf.errors import ConfigError, MissingError, RlhfError
-from rlhf.processes import launch
+from rlhf.processes import engine, launch
 
 ROOT = Path(__file__).resolve().parents[2]
 # A srun that does the work twice, as two machines would; one node after the other is enough to see what each is told.
@@ -131,7 +131,7 @@ def test_four_bit_weights_cannot_be_cut_in_parts(monkeypatch):
 
 @pytest.mark.parametrize(
     ("words", "spread", "absent", "extra"),
-    [(QLORA, "ddp", "bitsandbytes", "rlhf[quantisation]"), ((), "zero2", "deepspeed", "rlhf[deepspeed]")],
+    [(QLORA, "ddp", "bitsandbytes", "rlhf[quantisation]")],
 )
 def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, words, spread, absent, extra):
     error = refusal(*words, spread=spread, absent=(absent,), monkeypatch=monkeypatch)
@@ -140,9 +140,13 @@ def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, words, sprea
     assert f"install it: pip install '{extra}'" in error.hints
 
 
-@pytest.mark.parametrize("spread", ["fsdp", "zero2", "zero3"])
-def test_an_engine_that_does_not_run_is_refused(monkeypatch, spread):
-    assert f"{spread} does not run yet" in refusal(spread=spread, monkeypatch=monkeypatch).what
+@pytest.mark.parametrize("spread", ["zero2", "zero3"])
+def test_an_engine_that_does_not_run_is_refused_with_the_one_that_does(spread):
+    with pytest.raises(ConfigError) as named:
+        launch.find(spread)
+    for error in (refusal(spread=spread), named.value):
+        assert f"{spread} does not run" in error.what
+        assert "use launch=fsdp" in error.hints
 
 
 def test_processes_that_do_not_divide_the_batch():
@@ -154,7 +158,7 @@ def test_processes_that_do_not_divide_the_batch():
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("{distributed_type: FSDP, num_processes: 2}", "fsdp does not run yet"),
+        ("{distributed_type: DEEPSPEED, deepspeed_config: {zero_stage: 2}}", "zero2 does not run"),
         ("{distributed_type: MULTI_CPU, use_cpu: true, num_processes: 7}", "must be a multiple of microbatch_size * p"),
         ("{distributed_type: !!python/object:os.system {}}", "would make an object"),
     ],
@@ -177,7 +181,8 @@ def test_a_launch_file_is_read_before_it_is_obeyed(tmp_path, monkeypatch, capsys
 def test_accelerates_own_launcher_says_its_engine_in_the_environment(monkeypatch, variables, spread):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert launch.engine() == spread
+    assert engine.named.__wrapped__() == spread
+    assert "ACCELERATE_USE_FSDP" not in os.environ  # accelerate would cut again what transformers has
 
 
 def test_the_launcher_is_told_where_the_rendezvous_is(monkeypatch):

@@ -1,0 +1,41 @@
+"""How a model that learns is spread over processes: whole on each of them (ddp), or cut in parts (fsdp). Torch-free.
+
+Only a model in the Trainer's hands is cut. One that answers or scores is whole everywhere, so that no process has to
+wait for another between two tokens.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from rlhf.processes import team
+
+WHOLE = "ddp"
+
+
+@cache
+def named() -> str:
+    """What accelerate's launcher was told to spread models with, from the environment that it makes.
+
+    Read once: transformers cuts a model when it loads it, so that no process ever holds all of it, and accelerate,
+    which would cut it again, is not told.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '')}"
+    return "fsdp" if os.environ.pop("ACCELERATE_USE_FSDP", "") == "true" else WHOLE
+
+
+def of_file(described: Mapping[str, Any]) -> str:
+    """The same, from a launch file."""
+    kind = str(described.get("distributed_type", "NO")).upper()
+    if kind == "DEEPSPEED":
+        return f"zero{(described.get('deepspeed_config') or {}).get('zero_stage', '')}"
+    return "fsdp" if kind == "FSDP" else WHOLE
+
+
+def cut() -> dict[str, Any]:
+    """What `from_pretrained` is told of a model that is to learn."""
+    return {"distributed_config": {"fsdp_size": team.size()}} if named() == "fsdp" and team.size() > 1 else {}
