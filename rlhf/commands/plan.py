@@ -52,8 +52,8 @@ def costs(steps: list[Step], recipe: Recipe, hardware: Hardware) -> None:
         f" {hardware.rows:,} rows of a set without a limit"
         + (f", {hardware.mfu:.0%} of {hardware.tflops:g} TFLOP/s" if hardware.tflops else "; time: give tflops=")
     )
-    if hardware.engine != ENGINES[0]:
-        print(f"What if: {hardware.engine} is counted here, but `rlhf run` does not start it yet; ddp it does")
+    if hardware.engine not in ENGINES[:2]:
+        print(f"What if: {hardware.engine} is counted here, but `rlhf run` does not start it; fsdp it does")
     if hardware.gpu_memory:
         for stage, cost in found.items():
             if not cost.bytes.total:
@@ -106,6 +106,7 @@ def hardware_of(request: Request) -> Hardware:
         tflops=number(request, "tflops", 0) or None,
         mfu=number(request, "mfu", 0.4),
         prompt_tokens=int(number(request, "prompt_tokens", 512)),
+        longest_pair=int(number(request, "longest_pair", 0)) or None,
         rows=int(number(request, "rows", 30_000)),
     )
 
@@ -115,7 +116,7 @@ def number(request: Request, name: str, default: float) -> float:
     text = request.options.get(name)
     if text is None:
         return default
-    whole = name in ("gpus", "prompt_tokens", "rows")
+    whole = name in ("gpus", "prompt_tokens", "longest_pair", "rows")
     if not re.fullmatch(r"\d+" if whole else r"\d*\.?\d+", text) or float(text) == 0:
         raise ConfigError(
             f"{name} must be a {'whole ' if whole else ''}number above 0 (got {text})",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rlhf.costs.shapes import Shape
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 def nearest(stage: str, recipe: Recipe, shape: Shape, hardware: Hardware) -> tuple[tuple[str, ...], Cost] | None:
     """What to type for the stage to fit, the least first, and what it then costs; None if nothing here helps."""
     assert hardware.gpu_memory is not None
-    for words, changed in _changes(stage, recipe, hardware):
+    for words, changed, spread in _changes(stage, recipe, hardware):
         for rows in _halved(recipe.generation.rows_per_batch):
-            cost = cost_of(stage, _with(changed, "generation", rows_per_batch=rows), shape, hardware)
+            cost = cost_of(stage, _with(changed, "generation", rows_per_batch=rows), shape, spread)
             if cost.bytes.total <= hardware.gpu_memory:
                 fewer = rows != recipe.generation.rows_per_batch
                 return ((*words, f"generation.rows_per_batch={rows}") if fewer else words), cost
@@ -26,7 +27,15 @@ def nearest(stage: str, recipe: Recipe, shape: Shape, hardware: Hardware) -> tup
     return None
 
 
-def _changes(stage: str, recipe: Recipe, hardware: Hardware) -> Iterator[tuple[tuple[str, ...], Recipe]]:
+def _changes(stage: str, recipe: Recipe, hardware: Hardware) -> Iterator[tuple[tuple[str, ...], Recipe, Hardware]]:
+    """Changes of the recipe, each without and with another engine, where that may help; 4-bit weights are not cut."""
+    for words, changed in _settings(stage, recipe, hardware):
+        yield words, changed, hardware
+        if hardware.gpus > 1 and hardware.engine == "ddp" and changed.model.quantisation == "none":
+            yield (*words, "launch=fsdp"), changed, replace(hardware, engine="fsdp")
+
+
+def _settings(stage: str, recipe: Recipe, hardware: Hardware) -> Iterator[tuple[tuple[str, ...], Recipe]]:
     """Changes of growing reach, none first; each keeps those before it."""
     words: tuple[str, ...] = ()
     yield words, recipe

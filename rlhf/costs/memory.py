@@ -76,3 +76,13 @@ def activations(shape: Shape, model: ModelConfig, *, rows: int, tokens: int, pre
     inputs = shape.layers * shape.hidden_size * width
     per_token = inputs + layer if model.gradient_checkpointing else shape.layers * layer
     return rows * tokens * per_token + 3 * 4 * rows * predicted * shape.vocab_size
+
+
+def reading(shape: Shape, model: ModelConfig, *, rows: int, tokens: int) -> float:
+    """What reading prompts needs beside their cache, in bytes: an estimate, by reading the model's forward.
+
+    One layer at a time: four tensors of the model's width, three of the MLP's, and who sees whom, as booleans and, on
+    a CPU, once more as float32.
+    """
+    layer = (4 * shape.hidden_size + 3 * shape.intermediate_size) * WIDTH[model.dtype]
+    return rows * tokens * (layer + 5 * tokens)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf.costs.memory import WIDTH, Bytes, activations, adapter, frozen, trained
+from rlhf.costs.memory import WIDTH, Bytes, activations, adapter, frozen, reading, trained
 from rlhf.costs.shapes import Shape
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ class Hardware:
     mfu: float = 0.4
     prompt_tokens: int = 512
     """Mean length of a prompt."""
+    longest_pair: int | None = None
+    """Tokens of the longest pair; None: one may fill the context."""
     rows: int = 30_000
     """Of a set without a limit whose rows are not counted: they are in a local file of JSON lines."""
 
@@ -72,11 +74,17 @@ class _Plan:
         made = activations(self.shape, self.recipe.model, rows=rows, tokens=tokens, predicted=predicted)
         return Bytes(activations=made)
 
-    def cache(self, rows: int, new: int) -> Bytes:
-        """Of the batch that is decoded at once, prompts of the assumed length."""
-        together = self.recipe.generation.rows_per_batch
-        tokens, mine = self.hardware.prompt_tokens + new, min(together, max(1, rows // self.hardware.gpus))
-        return Bytes(cache=self.shape.cache(mine, tokens, bytes_each=WIDTH[self.recipe.model.dtype]))
+    def decoding(self, prompts: int, new: int, *, samples: int = 1, turns: float = 1) -> Bytes:
+        """The cache of the rows that are decoded at once, and what reading their prompts needs.
+
+        A prompt after some turns holds them, and their answers; one that is sampled several times is read once.
+        """
+        model, asked = self.recipe.model, self.hardware.prompt_tokens
+        length = int(min(turns * (asked + new) - new, max(model.max_length - new, asked)))
+        together = max(1, self.recipe.generation.rows_per_batch // samples)
+        mine = min(together, max(1, prompts // self.hardware.gpus))
+        cache = self.shape.cache(mine * samples, length + new, bytes_each=WIDTH[model.dtype])
+        return Bytes(cache=cache, activations=reading(self.shape, model, rows=mine, tokens=length))
 
     def forward(self, tokens: float, length: float) -> float:
         """Operations of a forward pass: two a weight and token, and attention over half the row."""
@@ -108,9 +116,11 @@ def _base(p: _Plan) -> Cost:
     whole = model.model_copy(update={"lora": type(model.lora)(), "quantisation": "none"})
     tokens = config.steps * config.batch_size * config.row_length
     tokens += config.extension_steps * config.extension_batch_size * config.extension_length
-    rows = p.micro(config, config.batch_size)
     full = _Plan(p.recipe.model_copy(update={"model": whole}), p.shape, p.hardware)
-    held = full.sharded(full.policy(learns=True)) + full.activations(rows, config.row_length, config.row_length)
+    parts = [(config.batch_size, config.row_length)]
+    parts += [(config.extension_batch_size, config.extension_length)] if config.extension_steps else []
+    learning = [full.activations(p.micro(config, rows), length, length) for rows, length in parts]
+    held = full.policy(learns=True) + fullest(*learning)  # it trains whole on every rank
     return Cost("base", held, tokens, full.learning(tokens, config.row_length), full.saved())
 
 
@@ -121,6 +131,11 @@ def _rows(source: Source, *, otherwise: int) -> int:
     with file.open("rb") as lines:
         found = sum(not line.isspace() for line in lines)
     return min(source.limit or found, found)
+
+
+def fullest(*moments: Bytes) -> Bytes:
+    """The one that holds most."""
+    return max(moments, key=lambda found: found.total)
 
 
 def _fine_tuned(p: _Plan, stage: str, rows: float, *, beside: Bytes | None = None) -> Cost:
@@ -145,11 +160,19 @@ def _sampling(p: _Plan, answers: float, new: int, *, prompts: float, models: flo
     return tokens, p.forward(tokens, prompt + new) + (models - 1) * p.forward(read, prompt + new)
 
 
+def _tuned_on_samples(p: _Plan, stage: str, work: tuple[float, float], decoding: Bytes, rows: float) -> Cost:
+    """Answers by the newest policy, then fine-tuning on so many rows; both reward models are there all the time."""
+    rewards = p.scored() + p.scored()
+    tuned = _fine_tuned(p, stage, rows, beside=rewards)
+    held = fullest(p.policy() + rewards + decoding, tuned.bytes)
+    return Cost(stage, held, work[0] + tuned.tokens, work[1] + tuned.flops, tuned.disk)
+
+
 def _preferences(p: _Plan) -> Cost:
     config = p.recipe.preferences
     prompts = config.helpfulness_prompts + config.safety_prompts + 2 * config.test_prompts
     tokens, flops = _sampling(p, 2 * prompts, config.max_new_tokens, prompts=2 * prompts)
-    held = p.policy() + p.cache(prompts, config.max_new_tokens)
+    held = p.policy() + p.decoding(prompts, config.max_new_tokens)
     return Cost("preferences", held, tokens, flops, 0)
 
 
@@ -159,9 +182,9 @@ def _reward(p: _Plan) -> Cost:
     if "preferences" in p.recipe.stages:
         pairs += p.recipe.preferences.helpfulness_prompts + p.recipe.preferences.safety_prompts
     tokens = 2 * pairs * length * config.epochs
-    # A micro-batch is held as long as its longest pair, and a pair may fill the context.
-    rows = 2 * p.micro(config, config.batch_size)
-    held = p.sharded(p.scored(learns=True)) + p.activations(rows, p.recipe.model.max_length, 0)
+    # A micro-batch is held as long as its longest pair.
+    rows, longest = 2 * p.micro(config, config.batch_size), p.hardware.longest_pair or p.recipe.model.max_length
+    held = p.sharded(p.scored(learns=True)) + p.activations(rows, longest, 0)
     return Cost("reward", held, tokens, p.learning(tokens, length), 2 * p.saved(scored=True))
 
 
@@ -169,24 +192,18 @@ def _rejection(p: _Plan) -> Cost:
     config, k = p.recipe.rejection, p.recipe.rejection.samples_per_prompt
     tried = len(config.temperatures) * config.temperature_prompts if len(config.temperatures) > 1 else 0
     prompts = config.prompts + tried
-    tokens, flops = _sampling(p, prompts * k, config.max_new_tokens, prompts=prompts, models=3)
-    rewards = p.scored() + p.scored()
-    tuned = _fine_tuned(p, "rejection", config.prompts * (1 + config.sft_share), beside=rewards)
-    sampling = p.policy() + rewards + p.cache(config.prompts * k, config.max_new_tokens)
-    held = max(sampling, tuned.bytes, key=lambda found: found.total)
-    return Cost("rejection", held, tokens + tuned.tokens, flops + tuned.flops, tuned.disk)
+    work = _sampling(p, prompts * k, config.max_new_tokens, prompts=prompts, models=3)
+    decoding = p.decoding(config.prompts, config.max_new_tokens, samples=k)
+    return _tuned_on_samples(p, "rejection", work, decoding, config.prompts / (1 - config.sft_share))
 
 
 def _distill(p: _Plan) -> Cost:
     config = p.recipe.distill
     replayed = config.prompts * config.replay_share / (1 - config.replay_share)
     answers = 2 * config.prompts + replayed * config.replay_samples
-    tokens, flops = _sampling(p, answers, config.max_new_tokens, prompts=2 * config.prompts + replayed, models=3)
-    rewards = p.scored() + p.scored()
-    tuned = _fine_tuned(p, "distill", config.prompts + replayed, beside=rewards)
-    sampling = p.policy() + rewards + p.cache(config.prompts, config.max_new_tokens)
-    held = max(sampling, tuned.bytes, key=lambda found: found.total)
-    return Cost("distill", held, tokens + tuned.tokens, flops + tuned.flops, tuned.disk)
+    work = _sampling(p, answers, config.max_new_tokens, prompts=2 * config.prompts + replayed, models=3)
+    decoding = p.decoding(config.prompts, config.max_new_tokens, samples=2)
+    return _tuned_on_samples(p, "distill", work, decoding, config.prompts + replayed)
 
 
 def _gatt(p: _Plan) -> Cost:
@@ -194,12 +211,11 @@ def _gatt(p: _Plan) -> Cost:
     rows = config.dialogues * config.cuts
     replayed = rows * config.replay_share / (1 - config.replay_share)
     prompts = config.dialogues * (config.min_turns + config.max_turns) / 2 + replayed
-    tokens, flops = _sampling(p, prompts * config.samples_per_turn, config.max_new_tokens, prompts=prompts, models=3)
-    rewards = p.scored() + p.scored()
-    tuned = _fine_tuned(p, "gatt", rows + replayed, beside=rewards)
-    sampling = p.policy() + rewards + p.cache(config.dialogues * config.samples_per_turn, config.max_new_tokens)
-    held = max(sampling, tuned.bytes, key=lambda found: found.total)
-    return Cost("gatt", held, tokens + tuned.tokens, flops + tuned.flops, tuned.disk)
+    new, k = config.max_new_tokens, config.samples_per_turn
+    work = _sampling(p, prompts * k, new, prompts=prompts, models=3)
+    # Half way to the longest dialogue half of them are still held.
+    decoding = p.decoding(config.dialogues // 2, new, samples=k, turns=config.max_turns / 2)
+    return _tuned_on_samples(p, "gatt", work, decoding, rows + replayed)
 
 
 def _ppo(p: _Plan) -> Cost:
@@ -210,7 +226,7 @@ def _ppo(p: _Plan) -> Cost:
     models = p.policy(learns=True) + p.scored(learns=True) + beside + p.scored() + p.scored()
     rows = p.micro(config, config.minibatch_size)
     learning = p.activations(rows, length, config.max_new_tokens) + p.activations(rows, length, 0)
-    held = models + max(learning, p.cache(config.batch_size, config.max_new_tokens), key=lambda found: found.total)
+    held = models + fullest(learning, p.decoding(config.batch_size, config.max_new_tokens))
     answers = config.iterations * config.batch_size
     checks = (config.iterations // config.heldout_every + 1) * config.heldout_prompts
     tokens, flops = _sampling(p, answers + checks, config.max_new_tokens, prompts=answers + checks, models=3)
@@ -225,12 +241,9 @@ def _scaling(p: _Plan) -> Cost:
     pooled = p.recipe.rounds * p.recipe.rejection.prompts
     length, answers = p.hardware.prompt_tokens + p.recipe.rejection.max_new_tokens, len(config.shares) * config.prompts
     tokens, flops = _sampling(p, answers, config.max_new_tokens, prompts=answers, models=3)
-    flops += 2 * p.forward(pooled * k * length, length)
-    rewards = p.scored() + p.scored()
-    tuned = _fine_tuned(p, "scaling", pooled * sum(1 + share for share in config.shares) / 2, beside=rewards)
-    sampling = p.policy() + rewards + p.cache(config.prompts, config.max_new_tokens)
-    held = max(sampling, tuned.bytes, key=lambda found: found.total)
-    return Cost("scaling", held, tokens + tuned.tokens, flops + tuned.flops, 0)
+    work = (tokens, flops + 2 * p.forward(pooled * k * length, length))
+    decoding, rows = p.decoding(config.prompts, config.max_new_tokens), pooled * sum(1 + s for s in config.shares) / 2
+    return replace(_tuned_on_samples(p, "scaling", work, decoding, rows), disk=0)  # its models are not kept
 
 
 def _evaluate(p: _Plan) -> Cost:
@@ -239,7 +252,9 @@ def _evaluate(p: _Plan) -> Cost:
     policies += p.recipe.rounds if "rejection" in p.recipe.stages else 0
     answers = config.prompts + config.best_of_prompts * config.best_of_samples
     tokens, flops = _sampling(p, policies * answers, config.max_new_tokens, prompts=policies * answers, models=4)
-    held = p.policy() + p.policy() + p.scored() + p.scored() + p.cache(answers, config.max_new_tokens)
+    new, turns = config.max_new_tokens, max(config.turns)
+    sampling = fullest(p.decoding(answers, new), p.decoding(config.dialogues, new, turns=turns))
+    held = p.policy() + p.policy() + p.scored() + p.scored() + sampling
     return Cost("evaluate", held, tokens, flops, 0)
 
 
