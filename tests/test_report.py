@@ -551,8 +551,8 @@ def test_long_names_leave_the_lines_their_room() -> None:
 def test_the_point_where_the_reward_is_over_optimised_is_named():
     turning, rising = Series("sft", [1, 2, 4], [0.3, 0.5, 0.4]), Series("ppo", [1, 2, 4], [0.3, 0.4, 0.5])
     said = over_optimised(turning)
-    assert said == "Sft: gold is highest at N = 2; beyond it the reward is over-optimised, by 0.1 at N = 4."
-    assert over_optimised(rising) == "Ppo: gold is highest at the largest N, 4."
+    assert said == "sft: gold is highest at N = 2; beyond it the reward is over-optimised, by 0.1 at N = 4."
+    assert over_optimised(rising) == "ppo: gold is highest at the largest N, 4."
 
 
 def test_temperature_curves_state_their_budget():

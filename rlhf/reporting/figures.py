@@ -120,10 +120,10 @@ def over_optimised(gold: Series) -> str:
     """In words: up to which N choosing by reward raises gold, beyond which the reward model is over-optimised."""
     best = max(range(len(gold.y)), key=lambda i: gold.y[i])
     if best == len(gold.y) - 1:
-        return f"{_title(gold.name)}: gold is highest at the largest N, {gold.x[best]:g}."
+        return f"{gold.name}: gold is highest at the largest N, {gold.x[best]:g}."
     fall = gold.y[best] - gold.y[-1]
     return (
-        f"{_title(gold.name)}: gold is highest at N = {gold.x[best]:g}; beyond it the reward is over-optimised,"
+        f"{gold.name}: gold is highest at N = {gold.x[best]:g}; beyond it the reward is over-optimised,"
         f" by {short(fall)} at N = {gold.x[-1]:g}."
     )
 
