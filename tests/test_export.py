@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_a_fresh_process_without_us_sees_the_same_bits_and_answers(exported, pol
     assert answer[len(ids) :] == list(ours.token_ids)
 
 
-def test_adapters_are_merged_into_the_weights_of_an_export(run_dir, tokenizer):
+def test_adapters_are_merged_into_the_weights_of_an_export(run_dir, tokenizer, capsys):
     """By hand: W + alpha / rank * B A. The bits are those of the merged model, the values those of the adapter's."""
     lora = ModelConfig(max_length=128, lora={"rank": 4, "alpha": 8})
     trained = load_policy(run_dir / "base" / "checkpoint", lora)
@@ -119,6 +120,12 @@ def test_adapters_are_merged_into_the_weights_of_an_export(run_dir, tokenizer):
         beside = trained.eval()(torch.tensor([ids])).logits
     assert bits == ours.view(torch.int32).flatten().tolist()
     assert torch.allclose(ours, beside, atol=1e-4)
+    words = [f"runs_dir={run_dir.parent}", "policy=gatt", "model.lora.rank=4", "model.lora.alpha=8"]
+    assert main(["check", "parity", *words]) == 0
+    said = capsys.readouterr().out
+    assert "5 of 5 conversations are the same" in said
+    apart = float(re.search(r"logits differ by up to (\S+) from", said)[1])
+    assert 0 < apart < 1e-4
 
 
 def test_servers_find_what_they_look_for(exported, tokenizer):

@@ -18,12 +18,14 @@ def main(request: Request) -> int:
     if not folder.is_dir():
         raise MissingError(f"{shown(folder)} does not exist", hints=["make it: rlhf export"])
 
-    from rlhf.export.parity import compare
+    from rlhf.export.parity import compare, merged_apart
 
     findings = compare(artefact, folder, loaded.recipe.model)
     for number, finding in enumerate(findings, start=1):
         verdict = finding.difference or f"the same: {finding.tokens} prompt tokens, logits, {finding.answered} answered"
         print(f"conversation {number}  {verdict}")
+    if (apart := merged_apart(artefact, loaded.recipe.model)) is not None:
+        print(f"its adapters are merged: logits differ by up to {apart:.1e} from those beside the weights, as trained")
     wrong = sum(bool(finding.difference) for finding in findings)
     print(f"{len(findings) - wrong} of {len(findings)} conversations are the same in {shown(folder)}")
     return 1 if wrong else 0

@@ -55,12 +55,15 @@ def export(artefact: Path, to: Path, config: ModelConfig, *, card: str, sampling
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def merging(config: ModelConfig) -> ModelConfig:
+    """Settings without adapters to train: a checkpoint's own are merged into its weights."""
+    return config.model_copy(update={"quantisation": "none", "lora": LoraConfig()})
+
+
 def _write(checkpoint: Path, folder: Path, config: ModelConfig, sampling: Mapping[str, Any]) -> None:
     from transformers import GenerationConfig
 
-    # Without adapters to train, a checkpoint's own are merged into its weights.
-    whole = config.model_copy(update={"quantisation": "none", "lora": LoraConfig()})
-    policy, tokenizer = load_policy(checkpoint, whole), load_tokenizer(checkpoint)
+    policy, tokenizer = load_policy(checkpoint, merging(config)), load_tokenizer(checkpoint)
     policy.config.use_cache = True
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     warm = sampling["temperature"] > 0

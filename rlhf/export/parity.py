@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.data.chat import encode_prompt
 from rlhf.data.types import Turn, turns_to_json
+from rlhf.export import merging
 from rlhf.generation.protocol import Request, Sampling
 from rlhf.generation.transformers import generate
+from rlhf.models.adapters import is_adapter
 from rlhf.models.load import freeze, load_policy, load_tokenizer
 from rlhf.schema import ModelConfig
 
@@ -51,12 +53,27 @@ def compare(
     conversations: Sequence[Sequence[Turn]] = CONVERSATIONS,
     max_new_tokens: int = 32,
 ) -> list[Finding]:
-    """Each conversation through the trainer's path and, as a server would take it, through the exported folder."""
+    """Each conversation through the trainer's path and, as a server would take it, through the exported folder.
+
+    Adapters are merged in both, since that is what is served; `merged_apart` says what merging itself changes.
+    """
     checkpoint = artefact / "checkpoint"
-    trained, tokenizer = freeze(load_policy(checkpoint, config)), load_tokenizer(checkpoint)
+    trained, tokenizer = freeze(load_policy(checkpoint, merging(config))), load_tokenizer(checkpoint)
     served = AutoModelForCausalLM.from_pretrained(str(exported), local_files_only=True).to(trained.device).eval()
     theirs = AutoTokenizer.from_pretrained(str(exported), local_files_only=True)
     return [_compared(trained, tokenizer, served, theirs, turns, max_new_tokens) for turns in conversations]
+
+
+@torch.no_grad()
+def merged_apart(artefact: Path, config: ModelConfig) -> float | None:
+    """By how much logits differ at most between adapters beside the weights, as trained, and merged into them."""
+    checkpoint = artefact / "checkpoint"
+    if not is_adapter(checkpoint) or config.lora.rank is None:
+        return None
+    tokenizer = load_tokenizer(checkpoint)
+    beside, merged = (freeze(load_policy(checkpoint, about)) for about in (config, merging(config)))
+    fed = [torch.tensor([encode_prompt(tokenizer, turns)], device=beside.device) for turns in CONVERSATIONS]
+    return max(float((beside(ids).logits - merged(ids).logits).abs().max()) for ids in fed)
 
 
 @torch.no_grad()
