@@ -52,6 +52,7 @@ COMMANDS = (
         ("rlhf launch slurm nodes=2 gpus=8 config=llama2-7b", "rlhf launch accelerate nodes=2 --dry-run"),
         flags={"--dry-run": "print it instead"},
         options={
+            "launch": "ddp: models whole on every GPU; fsdp: what is trained in parts",
             "nodes": "machines                                                  [1]",
             "gpus": "of each                                                    [8]",
             "to": "file to write                     [RUN.slurm, or RUN.sh]",

@@ -9,6 +9,8 @@ from rlhf.commands.request import Request
 from rlhf.disk import write_text
 from rlhf.errors import ConfigError
 
+ENGINES = ("ddp", "fsdp")
+
 
 def main(request: Request) -> int:
     """rlhf launch."""
@@ -17,11 +19,11 @@ def main(request: Request) -> int:
 
     loaded, kind = request.load(), request.words[0]
     nodes, gpus = count(request, "nodes", 1), count(request, "gpus", 8)
-    launch.check(
-        loaded.recipe, pipeline.select(pipeline.expand(loaded.recipe), request.stage), nodes * gpus, spread="ddp"
-    )
+    engine, steps = request.option("launch", ENGINES), pipeline.select(pipeline.expand(loaded.recipe), request.stage)
+    launch.check(loaded.recipe, steps, nodes * gpus, engine)
     chosen = [f"stage={request.stage}"] if request.stage else []
-    script = scripts.write(kind, loaded.recipe.run, [*loaded.arguments, *chosen], nodes=nodes, gpus=gpus)
+    words = [f"launch={engine}", *loaded.arguments, *chosen]
+    script = scripts.write(kind, loaded.recipe.run, words, nodes=nodes, gpus=gpus)
     if "--dry-run" in request.flags:
         print(script, end="")
         return 0

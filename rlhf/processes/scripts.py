@@ -67,6 +67,6 @@ def write(kind: str, run: str, arguments: Sequence[str], *, nodes: int, gpus: in
         gpus=gpus,
         processes=nodes * gpus,
         exports=EXPORTS,
-        command=shlex.join(["rlhf", "run", "launch=ddp", *arguments]),
+        command=shlex.join(["rlhf", "run", *arguments]),
         preempted=PreemptedError.exit_code,
     )

@@ -84,12 +84,12 @@ def test_shortly_before_its_time_is_up_the_work_is_asked_to_stop(cluster):
 
 
 def test_a_script_for_machines_without_a_scheduler(cluster, capsys):
-    assert main(["launch", "accelerate", "nodes=2", "gpus=4", "stage=sft", "--dry-run"]) == 0
+    assert main(["launch", "accelerate", "nodes=2", "gpus=4", "launch=fsdp", "stage=sft", "--dry-run"]) == 0
     script = capsys.readouterr().out
     assert not (cluster / "tiny.sh").exists()
     (cluster / "here.sh").write_text(script)
     subprocess.run(["bash", "here.sh", "1", "10.0.0.7"], check=True)
-    assert (cluster / "told").read_text() == "1 of 2, 8 at 10.0.0.7:29500, 1: run launch=ddp stage=sft\n"
+    assert (cluster / "told").read_text() == "1 of 2, 8 at 10.0.0.7:29500, 1: run launch=fsdp stage=sft\n"
 
 
 @pytest.mark.parametrize("kind", ["slurm", "accelerate"])
@@ -101,7 +101,7 @@ def test_a_word_with_blanks_and_quotes_arrives_as_it_was_typed(cluster, kind, ca
     assert "run launch=ddp config=it's mine.yaml run=mine\n" in (cluster / "told").read_text()
 
 
-@pytest.mark.parametrize("words", [["nodes=0"], ["gpus=two"], ["gpus=5", "sft.batch_size=16"]])
+@pytest.mark.parametrize("words", [["nodes=0"], ["gpus=two"], ["gpus=5", "sft.batch_size=16"], ["launch=zero3"]])
 def test_what_could_not_run_is_not_written(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["launch", "slurm", *words]) == 2
