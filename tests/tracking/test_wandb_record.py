@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import lives
 import pytest
 from rich.console import Console
 
@@ -68,14 +70,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def records(folder: Path) -> list[Any]:
     """Everything the offline files say, whichever life wrote them."""
+    paths = sorted((folder / "tiny").glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
+    return [record for path in paths for record in read(path)]
+
+
+def read(path: Path) -> list[Any]:
+    """The records of an offline file."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     found = []
-    for path in sorted((folder / "tiny").glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime):
-        for entry in entries(path):
-            record = Record()
-            record.ParseFromString(entry)
-            found.append(record)
+    for entry in entries(path):
+        record = Record()
+        record.ParseFromString(entry)
+        found.append(record)
     return found
 
 
@@ -152,3 +159,26 @@ def test_one_run_says_what_it_read_and_what_it_made_by_reference(records: list[A
         (entry,) = artifact.manifest.contents
         assert entry.ref == f"rlhf:{origin.place}?version={origin.version}"
         assert not entry.local_path  # nothing of it is uploaded
+
+
+@pytest.mark.slow
+def test_a_stage_killed_and_resumed_leaves_one_record_of_its_files(tmp_path: Path) -> None:
+    """The oracle is metrics.jsonl, whose own exactness over kills tests/test_lives.py holds."""
+    small = [word for word in lives.SMALL if word != "wandb=disabled"]
+    command = [sys.executable, "-m", "rlhf", "run", *small, "wandb=offline", "save_every=0s", "stage=base"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "RLHF_RUNS"))}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(lives.ROOT), "OMP_NUM_THREADS": "1"}
+    metrics = tmp_path / "runs" / "tiny" / ".base.partial" / "metrics.jsonl"
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as killed:
+        while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
+            assert killed.poll() is None
+            time.sleep(0.01)
+        killed.kill()
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "base goes on from save" in done.stdout
+    run = tmp_path / "runs" / "tiny"
+    (record,) = run.glob("wandb/offline-run-*/*.wandb")
+    logged = [json.loads(line) for line in (run / "base" / "metrics.jsonl").read_text().splitlines()]
+    sent = history(read(record))
+    assert [{name: row[name] for name in logged[n]} for n, row in enumerate(sent)] == logged
+    assert [row["_step"] for row in sent] == list(range(1, len(logged) + 1))
