@@ -3,8 +3,12 @@
 import copy
 import json
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean, pstdev
 
 import pytest
@@ -585,3 +589,14 @@ def test_the_price_of_cost_follows_the_batches(job_of, saved):
     # log 0.5 + 0.1 * 0.5 * (cost - 0), and the cost is minus the safety logit
     wanted = 0.5 * math.exp(-0.05 * first["reward/safety"])
     assert second["reward/multiplier"] == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_long_run_grows_neither_in_memory_nor_in_open_files():
+    """The whole stage, as `make bench` runs it for 2,000 iterations: below 1 MB in 100."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(root / "benchmarks" / "bench_endurance.py"), "--iterations", "600"]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "files +0" in done.stdout
