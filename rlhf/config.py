@@ -209,7 +209,9 @@ def explain(error: ValidationError, given: Given) -> ConfigError:
         where = where or max(named, key=lambda place: place.startswith("given"), default=None)
         return ConfigError(f"{name}: {message}" if name else message, where=where)
     if kind == "too_short":
-        return ConfigError(f"{name}: must have at least one entry (got {got})", where=where)
+        least = problem["ctx"]["min_length"]
+        entries = "one entry" if least == 1 else f"{least} entries"
+        return ConfigError(f"{name}: must have at least {entries} (got {got})", where=where)
     hints = []
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         message = "must be a group of settings"

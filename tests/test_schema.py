@@ -12,6 +12,7 @@ from rlhf.planning.steps import expand
     [
         ("stages=[]", "stages: must have at least one entry (got [])"),
         ("preferences.temperatures=[]", "preferences.temperatures: must have at least one entry (got [])"),
+        ("scaling.shares=[0.5]", "scaling.shares: must have at least 2 entries (got [0.5])"),
         ("rejection.temperatures=[]", "rejection.temperatures: must have at least one entry (got [])"),
         ("evaluate.temperatures=[]", "evaluate.temperatures: must have at least one entry (got [])"),
         ("evaluate.turns=[]", "evaluate.turns: must have at least one entry (got [])"),
