@@ -79,6 +79,8 @@ PIPELINE = (
         "safety data scaling: how much safety data does what (4.2.3)",
         reads=("base", "reward", "rejection*"),
         data="prompts",
+        models=6,
+        learners=1,
     ),
     Stage(
         "evaluate",

@@ -5,6 +5,7 @@ pretrained one, fine-tuned for two epochs. The data are the best answers that re
 """
 
 import random
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from rlhf.evaluation.intervals import of_mean, wilson
 from rlhf.evaluation.refusals import refuses
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import InProcess
-from rlhf.models.load import freeze, load_policy, load_tokenizer
+from rlhf.models.load import freeze, load_policy, load_tokenizer, save
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample, sample
@@ -29,22 +30,31 @@ KINDS = ("safe", "border", "unsafe")
 
 
 def run(job: Job) -> None:
-    """Leave `results.json`: by share, both reward models' scores, violations and false refusals."""
+    """Leave `checkpoint/SHARE`, a policy each, and `results.json`: by share, scores, violations and false refusals."""
     tokenizer = load_tokenizer(job.one("base") / "checkpoint")
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
     helpfulness, safety = pooled(job, tokenizer, rewards)
+    places = {share: job.out / "checkpoint" / f"{share:g}" for share in job.config.shares}
+    for share, place in places.items():
+        train(job, tokenizer, helpfulness, part(safety, share), place)
     prompts = heldout(job)
+    once = Sampling(1, job.config.temperature, job.config.max_new_tokens)
     found: dict[str, Any] = {}
-    for share in job.config.shares:
-        policy = load_policy(job.one("base") / "checkpoint", job.recipe.model)
-        used = part(safety, share)
-        job.track.say(f"{share:.0%} of the safety data: {len(helpfulness):,} + {len(used):,} dialogues")
-        fine_tune(policy, tokenizer, helpfulness + used, job)
-        once = Sampling(1, job.config.temperature, job.config.max_new_tokens)
-        engine = InProcess(freeze(policy), job.recipe.generation.rows_per_batch)
+    for share, place in places.items():
+        engine = InProcess(freeze(load_policy(place, job.recipe.model)), job.recipe.generation.rows_per_batch)
         answers = [group[0] for group in sample(engine, tokenizer, prompts, once, seed=job.seed_of("answers"))]
-        found[f"{share:g}"] = {"safety_rows": len(used)} | measured(job, rewards, answers)
+        found[place.name] = {"safety_rows": len(part(safety, share))} | measured(job, rewards, answers)
     job.write_results({"safety_scaling": found})
+
+
+def train(job: Job, tokenizer, helpfulness: list[Dialogue], safety: list[Dialogue], place: Path) -> None:
+    """The pretrained model, fine-tuned on all helpfulness data and some of the safety data."""
+    policy = load_policy(job.one("base") / "checkpoint", job.recipe.model)
+    job.track.say(f"{len(helpfulness):,} dialogues and {len(safety):,} for safety")
+    what = f"scaling-{place.name}"
+    fine_tune(policy, tokenizer, helpfulness + safety, job, part=what)
+    if not job.saves.passed(what):  # else a killed run had finished this model and left it here
+        save(policy, tokenizer, place)
 
 
 def pooled(job: Job, tokenizer, rewards: RewardModels) -> tuple[list[Dialogue], list[Dialogue]]:

@@ -29,11 +29,13 @@ def fine_tune(
     job: Job,
     *,
     last_answer_only: frozenset[str] = frozenset(),
+    part: str | None = None,
 ) -> None:
     """Fine-tune in place on packed dialogues.
 
     Args:
         last_answer_only: ids of dialogues whose earlier answers are context and bear no loss (Ghost Attention, 3.3).
+        part: its name in metrics, ledger and saves, where a stage trains several models; the stage's otherwise.
 
     Raises:
         DataError: if a dialogue is longer than the context, and the recipe doesn't say what to do then.
@@ -66,7 +68,7 @@ def fine_tune(
     tokens = sum(len(row.input_ids) for row in rows)
     job.track.say(f"{len(rows):,} dialogues, {tokens:,} tokens, {trained / tokens:.0%} of them bear loss")
     job.track.say(f"packed into {len(packed):,} rows, {total} steps")
-    what = job.name.partition("-")[0]
+    what = part or job.name.partition("-")[0]
     fit_lm(policy, tokenizer, packed, schedule, config, seed=job.seed, track=job.track, saves=job.saves, what=what)
 
 

@@ -30,13 +30,17 @@ def reads(tmp_path, saved):
 
 
 def test_each_share_trains_a_model_on_all_helpfulness_rows_and_its_part_of_the_safety_rows(job_of, reads, monkeypatch):
-    trained = []
-    monkeypatch.setattr(
-        scaling, "fine_tune", lambda policy, tokenizer, rows, job: trained.append([r.turns for r in rows])
-    )
+    trained, parts = [], []
+
+    def fine_tune(policy, tokenizer, rows, job, *, part):
+        trained.append([r.turns for r in rows])
+        parts.append(part)
+
+    monkeypatch.setattr(scaling, "fine_tune", fine_tune)
     job = job_of("scaling", reads=reads, shares=[0.0, 0.25, 1.0], prompts=9, max_new_tokens=4)
     scaling.run(job)
     unsafe = [[turns for turns in rows if int(turns[0].content.split()[1]) >= 4] for rows in trained]
+    assert len(set(parts)) == 3  # a killed run passes over a part that is done: two models under one name lose one
     assert [len(rows) for rows in unsafe] == [0, 2, 8]  # a quarter of eight is two; the empty answer is no row
     assert [len(rows) for rows in trained] == [4, 6, 12]
     assert unsafe[1] == unsafe[2][:2]
