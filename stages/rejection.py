@@ -12,7 +12,7 @@ from rlhf.data import pool as pools
 from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.data.pool import PoolEntry
 from rlhf.data.types import Dialogue, Prompt, Turn
-from rlhf.errors import MissingError, NonFiniteError, RlhfError
+from rlhf.errors import MissingError, RlhfError
 from rlhf.generation.protocol import Sampling
 from rlhf.models.gate import check_gate
 from rlhf.models.load import load_tokenizer, policy_to_train, save
@@ -168,13 +168,7 @@ def training_prompts(job, *, side: feed.Side, count: int) -> list[Prompt]:
 def scored(job, rewards: RewardModels, samples: list[Sample]) -> Scores:
     """The scores of every sample, in logits; not whitened, since only the order within a prompt counts."""
     rows, tags = [s.row for s in samples], [s.prompt.is_safety for s in samples]
-    return finite(job, rewards(rows, tags, safety_threshold=job.config.safety_threshold))
-
-
-def finite(job, scores: Scores) -> Scores:
-    if not bool(scores.combined.isfinite().all()):
-        raise NonFiniteError("a reward model gave a score that is not finite", where=job.name)
-    return scores
+    return rewards(rows, tags, safety_threshold=job.config.safety_threshold)
 
 
 def earlier(job):
@@ -219,7 +213,7 @@ def rescore(job, rewards, tokenizer, pool: list[PoolEntry]) -> list[float]:
     """All entries by today's reward models, so that rounds compare. An answer that never ended can't be the target."""
     rows = [encode_prompt(tokenizer, e.prompt) + encode_completion(tokenizer, e.completion) for e in pool]
     tags = [e.is_safety for e in pool]
-    combined = finite(job, rewards(rows, tags, safety_threshold=job.config.safety_threshold)).combined.tolist()
+    combined = rewards(rows, tags, safety_threshold=job.config.safety_threshold).combined.tolist()
     return [value if usable(e) else float("-inf") for e, value in zip(pool, combined, strict=True)]
 
 

@@ -57,8 +57,10 @@ class RewardModels:
         Reward models have only ever read a score at the EOS, so an answer that was cut is given one.
         """
         rows = [row if row[-1] == self.eos_token_id else (*row, self.eos_token_id) for row in rows]
-        helpfulness = score(self.helpfulness, rows, pad_token_id=self.pad_token_id)
-        safety = score(self.safety, rows, pad_token_id=self.pad_token_id)
+        helpfulness, safety = (
+            score(model, rows, pad_token_id=self.pad_token_id, what=f"a score of the {name} model")
+            for name, model in (("helpfulness", self.helpfulness), ("safety", self.safety))
+        )
         tagged = torch.tensor(list(is_safety), dtype=torch.bool)
         combined = piecewise_score(helpfulness, safety, tagged, safety_threshold=safety_threshold)
         return Scores(helpfulness, safety, combined)

@@ -74,7 +74,12 @@ def batches_by_length(lengths: Sequence[int], *, tokens: int) -> list[list[int]]
 
 @torch.no_grad()
 def score(
-    model: PreTrainedModel, rows: Sequence[Sequence[int]], *, pad_token_id: int, tokens_per_batch: int = 8192
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    *,
+    pad_token_id: int,
+    tokens_per_batch: int = 8192,
+    what: str = "a score",
 ) -> Tensor:
     """Score whole dialogues (prompt and completion ids): [N] logits, in the order given.
 
@@ -82,7 +87,7 @@ def score(
     share the batches.
 
     Raises:
-        NonFiniteError: a score is no finite number; rows are named by their place.
+        NonFiniteError: a score, called `what`, is no finite number; rows are named by their place.
     """
     model.eval()
     unique = sorted({tuple(row) for row in rows})
@@ -102,5 +107,5 @@ def score(
     if not bool(torch.isfinite(made).all()):
         ids, mask = pad_right(rows, pad_token_id=pad_token_id, device="cpu")
         names = [str(i) for i in range(len(rows))]
-        require_finite(made, "a score", ids=names, input_ids=ids, attention_mask=mask)
+        require_finite(made, what, ids=names, input_ids=ids, attention_mask=mask)
     return made

@@ -129,7 +129,7 @@ def test_a_score_that_is_not_finite_ends_the_stage(job, models):
     samples, _ = collected(job, models)
     with torch.no_grad():
         models.rewards.safety.score.weight[0, 0] = float("inf")
-    with pytest.raises(NonFiniteError, match="a score is not finite"):
+    with pytest.raises(NonFiniteError, match="a score of the safety model is not finite"):
         ppo.combined_score(job, models, samples)
 
 

@@ -368,5 +368,5 @@ def test_a_pool_without_a_target_is_refused(job_of, sft, saved, tmp_path):
 def test_a_score_that_is_no_number_is_refused(job_of, tokenizer, rewards):
     with torch.no_grad():
         rewards.safety.score.weight.fill_(math.nan)
-    with pytest.raises(NonFiniteError, match="a score is not finite"):
+    with pytest.raises(NonFiniteError, match="a score of the safety model is not finite"):
         rejection.rescore(job_of("rejection"), rewards, tokenizer, [entry(is_safety=True)])
