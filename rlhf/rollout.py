@@ -27,6 +27,7 @@ from rlhf.models.score import pad_right, token_values
 from rlhf.provenance.fingerprint import digest
 from rlhf.resume.shards import generated, kept
 from rlhf.schema import GenerationConfig, ModelConfig
+from rlhf.training.finite import require_finite
 
 CHUNK = 256
 """Rows that are kept together, of an engine that makes batches of its own."""
@@ -76,6 +77,7 @@ def sample(
 
     Raises:
         DataError: if a prompt and the longest answer to it do not fit into the context.
+        NonFiniteError: if a log-probability is nan or infinite.
     """
     engine = InProcess(policy) if isinstance(policy, torch.nn.Module) else policy
     return dealt(
@@ -105,7 +107,9 @@ def _sample(
         asked = request.part(part)
 
         def answer(asked: Request = asked) -> Any:
-            return [[astuple(completion) for completion in group] for group in engine.generate(asked)]
+            found = engine.generate(asked)
+            check_logprobs(found, asked.keys)
+            return [[astuple(completion) for completion in group] for group in found]
 
         for i, group in zip(part, kept(digest(astuple(asked)), answer), strict=True):
             answers[i] = [Completion(tuple(tokens), tuple(logprobs), end) for tokens, logprobs, end in group]
@@ -115,6 +119,15 @@ def _sample(
         [Sample(prompt, tuple(row), answer, decode_completion(tokenizer, answer.token_ids)) for answer in group]
         for prompt, row, group in zip(prompts, ids, answers, strict=True)
     ]
+
+
+def check_logprobs(answers: Sequence[Sequence[Completion]], keys: Sequence[str]) -> None:
+    """NonFiniteError naming the prompts whose answers no sound model has drawn, whatever engine it ran in."""
+    flat = [answer for group in answers for answer in group]
+    totals = torch.tensor([sum(answer.logprobs) for answer in flat])
+    names = [key for key, group in zip(keys, answers, strict=True) for _ in group]
+    tokens, _ = pad_right([answer.token_ids for answer in flat], pad_token_id=0, device="cpu")
+    require_finite(totals, "a sampled log-probability", ids=names, tokens=tokens)
 
 
 def require_fit(checkpoint: Path, prompts: Sequence[Prompt], *, longest: int) -> None:

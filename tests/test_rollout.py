@@ -8,7 +8,7 @@ import torch
 from rlhf.config import load
 from rlhf.data.chat import encode_prompt
 from rlhf.data.types import Prompt, Turn
-from rlhf.errors import DataError
+from rlhf.errors import DataError, NonFiniteError
 from rlhf.generation.protocol import Completion, Sampling
 from rlhf.generation.transformers import InProcess
 from rlhf.models.load import save
@@ -92,6 +92,22 @@ def test_a_prompt_whose_answer_might_not_fit_is_refused_before_anything_is_sampl
         sample(policy, tokenizer, PROMPTS, Sampling(1, 1.0, room + 1), seed=0)
     assert refused.value.what.endswith("exceed the context of 128")
     assert refused.value.where == "prompt 1 of people"  # the one with a system message
+
+
+class Served:
+    """An engine that lives elsewhere, and is not well."""
+
+    context = 128
+
+    def generate(self, request):
+        well, ill = Completion((9, 8), (-0.1, -0.2), "stop"), Completion((9, 8), (-0.1, float("nan")), "stop")
+        return [[well, ill] if key == "1" else [well, well] for key in request.keys]
+
+
+def test_a_log_probability_that_is_no_number_is_met_whatever_engine_it_came_from(tokenizer):
+    with pytest.raises(NonFiniteError, match="a sampled log-probability is not finite") as met:
+        sample(Served(), tokenizer, PROMPTS, Sampling(2, 1.0, 10), seed=0)
+    assert list(met.value.rows) == ["1"]
 
 
 # ── layout ───────────────────────────────────────────────────────────────────────────────────────────────────────────

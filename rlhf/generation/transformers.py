@@ -17,7 +17,6 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from rlhf.generation.protocol import Completion, Request
-from rlhf.training.finite import require_finite
 
 BLOCK = 256
 """Tokens of the vocabulary that are summed together before one of them is looked for."""
@@ -72,9 +71,6 @@ class InProcess:
 @torch.no_grad()
 def generate(model: PreTrainedModel, request: Request, *, rows_per_batch: int = 256) -> list[list[Completion]]:
     """K completions of every prompt, in the order given; `rows_per_batch` is memory and speed only.
-
-    Raises:
-        NonFiniteError: a token was drawn whose log-probability is no finite number.
     """
     model.eval()
     found: list[list[Completion]] = [[] for _ in request.prompts]
@@ -91,8 +87,8 @@ def generate(model: PreTrainedModel, request: Request, *, rows_per_batch: int = 
 def _decode(model: PreTrainedModel, request: Request) -> list[Completion]:
     """One batch: prefill the prompts, then one token per live row and step. Rows are [prompt * K + k]."""
     sampling, device = request.sampling, model.device
-    names = [key for key in request.keys for _ in range(sampling.samples_per_prompt)]
-    rows, width = len(names), max(len(prompt) for prompt in request.prompts)
+    rows = len(request.prompts) * sampling.samples_per_prompt
+    width = max(len(prompt) for prompt in request.prompts)
     logits, cache, mask, position = _prefill(model, request)
     uniforms = _uniforms(request).to(device)
     tokens = torch.zeros((rows, sampling.max_new_tokens), dtype=torch.long, device=device)
@@ -118,7 +114,6 @@ def _decode(model: PreTrainedModel, request: Request) -> list[Completion]:
             past_key_values=cache,
         ).logits[:, -1]
         position = position + 1
-    require_finite(logprobs, "a sampled log-probability", ids=names, tokens=tokens)
     return [
         Completion(tuple(ids[:n]), tuple(lps[:n]), "stop" if end else "length")
         for ids, lps, n, end in zip(tokens.tolist(), logprobs.tolist(), length.tolist(), ended.tolist(), strict=True)
