@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from rlhf.schema import Recipe
+from rlhf.schema import STAGES, Recipe
 
 
 def manifests(run_dir: Path) -> dict[str, dict[str, Any]]:
@@ -33,16 +34,27 @@ def outside_the_sections(recipe: Recipe) -> dict[str, Any]:
 def as_made(run_dir: Path, recipe: Recipe) -> Recipe:
     """`recipe` with every setting that a finished step was made with in the place of today's; the newest has the word.
 
-    A setting that today's schema does not have, or does not allow, keeps the value of `recipe`.
+    A setting that today's schema does not have, or does not allow, keeps the value of `recipe`. Settings bind one
+    another, as the context does the longest answers; so all are laid over at once, without stages that never finished
+    if those do not go with them, and step by step only where neither is a recipe.
     """
-    made = recipe
-    for manifest in manifests(run_dir).values():
-        values = made.model_dump(mode="json")
-        for part in (manifest.get("recipe"), manifest.get("config")):
-            _lay_over(values, part if isinstance(part, Mapping) else {})
+    found = manifests(run_dir)
+    parts = [part for made in found.values() for part in (made.get("recipe"), made.get("config"))]
+    finished = [stage for stage in STAGES if any(re.fullmatch(rf"{stage}(-\d+)?", name) for name in found)]
+    for stages in ({}, {"stages": finished}):
         with suppress(ValidationError):
-            made = Recipe.model_validate(values | {"run": recipe.run})
-    return made
+            return _laid_over(recipe, parts, stages)
+    for part in parts:
+        with suppress(ValidationError):
+            recipe = _laid_over(recipe, [part], {})
+    return recipe
+
+
+def _laid_over(recipe: Recipe, parts: Sequence[Any], more: Mapping[str, Any]) -> Recipe:
+    values = recipe.model_dump(mode="json")
+    for part in parts:
+        _lay_over(values, part if isinstance(part, Mapping) else {})
+    return Recipe.model_validate(values | {"run": recipe.run} | more)
 
 
 def _lay_over(values: dict[str, Any], part: Mapping[str, Any]) -> None:

@@ -41,6 +41,20 @@ def test_settings_of_finished_steps_are_those_they_were_made_with(run_dir):
     assert list(manifests(run_dir)) == ["sft", "ppo"]
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_settings_that_go_together_are_taken_together(tmp_path, whole):
+    """A context of 64 tokens is too short for the default answers of 512, whichever section is read first."""
+    short = {stage: {"max_new_tokens": 9} for stage in ("preferences", "rejection", "gatt", "ppo", "evaluate")}
+    base = {"row_length": 60, "extension_length": 62}
+    made = Recipe.model_validate({"run": "tiny", "model": {"max_length": 64}, "base": base, **short})
+    stages = made.stages if whole else ("base",)
+    for minute, step in enumerate(stages):
+        finish(tmp_path / "tiny", step, made, minute, sections=[step])
+    found = as_made(tmp_path / "tiny", Recipe(run="tiny"))
+    assert (found.model.max_length, found.base.row_length, found.stages) == (64, 60, stages)
+    assert found.ppo.max_new_tokens == (9 if whole else 512)
+
+
 def test_of_two_rounds_the_newest_has_the_word(run_dir):
     later = Recipe.model_validate({"run": "tiny", "seed": 4, "ppo": {"kl_coef": 0.7}})
     finish(run_dir, "ppo-2", later, 3, sections=["ppo"])
