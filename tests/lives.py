@@ -13,12 +13,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
     "rounds=2",
-    "base.steps=40",
+    "stages=[base, sft, preferences, reward, rejection, distill, gatt, ppo, scaling, evaluate]",
+    "base.steps=20",
+    "base.warmup_steps=5",
     "base.words=20000",
     "base.extension_steps=3",
     "base.extension_length=96",
@@ -37,6 +41,11 @@ SMALL = [
     "rejection.temperature_prompts=4",
     "rejection.batch_size=2",
     "rejection.epochs=2",
+    "distill.prompts=16",
+    "distill.keep=all",
+    "distill.replay_share=0.3",
+    "distill.replay_samples=2",
+    "distill.batch_size=2",
     "gatt.dialogues=6",
     "gatt.max_turns=4",
     "gatt.batch_size=1",
@@ -49,14 +58,24 @@ SMALL = [
     "ppo.heldout_every=2",
     "ppo.critic_warmup=1",
     "ppo.max_kl=1000",
+    "scaling.shares=[0.0, 1.0]",
+    "scaling.prompts=6",
+    "scaling.batch_size=2",
+    "evaluate.policies=[{name: sft}, {name: ppo}]",
     "evaluate.prompts=8",
     "evaluate.best_of_prompts=2",
     "evaluate.best_of_samples=2",
     "evaluate.dialogues=2",
     "evaluate.turns=[2]",
+    "evaluate.attention=1",
+    "evaluate.temperatures=[1.0]",
+    "evaluate.diversity_prompts=1",
+    "evaluate.diversity_samples=2",
+    "evaluate.diversity_temperatures=[0.6, 1.0]",
     "evaluate.samples=2",
     "rejection.reward_gate=ignore",
     "rejection.max_truncated=1",
+    "distill.reward_gate=ignore",
     "gatt.reward_gate=ignore",
     "ppo.reward_gate=ignore",
     "wandb=disabled",
@@ -64,8 +83,10 @@ SMALL = [
 ]
 STEPS = [
     *("base", "sft", "preferences-1", "reward-1", "rejection-1", "preferences-2", "reward-2", "rejection-2"),
-    *("gatt", "ppo", "evaluate"),
+    *("distill", "gatt", "ppo", "scaling", "evaluate"),
 ]
+KILLED = ["base", "sft", "preferences-2", "reward-2", "rejection-2", "distill", "gatt", "ppo", "scaling", "evaluate"]
+"""One step of every stage, the last where there are several."""
 
 
 class Zygote:
@@ -111,9 +132,13 @@ class Zygote:
 def serve() -> None:
     """The zygote itself: import everything, then fork when asked."""
     from rlhf.cli import main
+    from rlhf.provenance.fingerprint import code_of
+    from rlhf.provenance.meter import git_commit, versions
 
-    for stage in ("base", "sft", "preferences", "reward", "rejection", "gatt", "ppo", "evaluate"):
-        __import__(f"stages.{stage}")
+    versions(), git_commit()  # what every life would find out again
+    for step in KILLED:
+        __import__(f"stages.{step.partition('-')[0]}")
+        code_of(f"stages.{step.partition('-')[0]}")
     children: list[int] = []
     for line in sys.stdin:
         question = json.loads(line)
@@ -170,39 +195,74 @@ def outcome(artefact: Path) -> dict[str, str]:
     return found
 
 
-def starts(folder: Path) -> int:
-    """How many lives have begun to work on a step."""
+def events(folder: Path, event: str) -> int:
+    """How often something has happened in a run."""
     journal = folder / "runs" / "tiny" / "events.jsonl"
-    return journal.read_text().count('"event": "start"') if journal.exists() else 0
+    return journal.read_text().count(f'"event": "{event}"') if journal.exists() else 0
 
 
-def lives(
-    zygote: Zygote, folder: Path, step: str, *, kills: int, rng: random.Random, longest: float, log: list[float]
-) -> None:
-    """Start the step and kill it -9 at a random time, again and again, until it was killed `kills` times and finishes.
+@dataclass
+class Lives:
+    """What became of a step that was killed again and again: the artefact of every end, and how often it went on."""
 
-    A kill counts if the life had begun to work. A life is let go on where the last was killed. If one ends before it is
-    killed, the artefact is removed and the step begun anew, unless it has been killed often enough. `log` takes the
-    seconds that the last life took.
+    kills: int = 0
+    resumed: int = 0
+    recovered: list[float] = field(default_factory=list)
+    """Of lives that went on: seconds of computing until they knew from where."""
+    ends: list[dict[str, str]] = field(default_factory=list)
+
+
+def lives(zygote: Zygote, folder: Path, step: str, *, kills: int, rng: random.Random) -> Lives:
+    """Start the step and kill it -9 at a random moment, again and again, until it was killed `kills` times and ends.
+
+    The first life is let be, to see how much it computes; a kill comes at any moment of that, and counts if the life
+    had begun to work. A life is let go on where the last was killed. What ends before it is removed, and the step begun
+    anew, until there were enough.
     """
-    command = ["run", f"stage={step}", *SMALL, "save_every=0s"]
-    killed = 0
+    command, found = ["run", f"stage={step}", *SMALL, "save_every=0s"], Lives()
+    artefact, longest = folder / "runs" / "tiny" / step, 0.0
     while True:
-        began, before = time.monotonic(), starts(folder)
+        started, resumed = events(folder, "start"), events(folder, "resume")
         pid = zygote.start(command, folder)
-        if killed < kills:
-            time.sleep(rng.uniform(0.0, longest))
+        if not longest:
+            longest = watched(pid, float("inf"))[0]
+        elif found.kills < kills:
+            _, recovered = watched(pid, rng.uniform(0.0, longest), lambda n=resumed: events(folder, "resume") > n)
+            found.recovered += [recovered] if recovered else []
+            time.sleep(rng.uniform(0.0, 0.02))
             os.kill(pid, signal.SIGKILL)
         code = zygote.wait()
-        if code == -signal.SIGKILL:
-            killed += starts(folder) > before
-        else:
+        found.kills += code == -signal.SIGKILL and events(folder, "start") > started
+        found.resumed = events(folder, "resume")
+        if artefact.exists():  # a kill may come when all is done; left there, every later life would skip the step
+            found.ends.append(outcome(artefact))
+            shutil.rmtree(artefact)
+        if code != -signal.SIGKILL:
             assert code == 0, (code, (folder / "log").read_text()[-3000:])
-            if killed >= kills:
-                log.append(time.monotonic() - began)
-                return
-        # A kill may come when all is done: left there, the artefact would have every later life skip the step.
-        shutil.rmtree(folder / "runs" / "tiny" / step, ignore_errors=True)
+            if found.kills >= kills:
+                return found
+
+
+def watched(pid: int, until: float, happened: Callable[[], bool] = lambda: False) -> tuple[float, float | None]:
+    """Wait until a child has computed so many seconds, or is over: the seconds, and those when it had `happened`.
+
+    Computing is counted, so that a busy machine moves no kill.
+    """
+    seconds, when = 0.0, None
+    while (now := computed(pid)) is not None and now < until:
+        seconds = now
+        if when is None and happened():
+            when = now
+        time.sleep(0.003)
+    return seconds, when
+
+
+def computed(pid: int) -> float | None:
+    """Seconds of computing of a child's main thread, or None once it is over."""
+    proc = Path("/proc") / str(pid)
+    if (proc / "stat").read_text().rpartition(")")[2].split()[0] == "Z":
+        return None
+    return int((proc / "schedstat").read_text().split()[0]) / 1e9
 
 
 if __name__ == "__main__":
