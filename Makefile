@@ -36,8 +36,8 @@ check: install
 bench: install
 	for file in $(filter-out benchmarks/bench_reliability.py,$(wildcard benchmarks/bench_*.py)); do OMP_NUM_THREADS=1 $(PYTHON) $$file || exit 1; done
 
-# Kills, damage, races, garbage, power cuts (root); some rows only: make bench-reliability ROWS=commit,damage,locks
-ROWS := commit,damage,locks,power,garbage,lives
+# Kills, damage, races, garbage, power cuts (root), and a plain Trainer beside; some rows: make bench-reliability ROWS=commit,damage
+ROWS := commit,damage,locks,power,garbage,lives,plain
 bench-reliability: install
 	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/bench_reliability.py --rows $(ROWS)
 

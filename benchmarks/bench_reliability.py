@@ -3,73 +3,47 @@
     python benchmarks/bench_reliability.py --rows commit,damage,locks
     python benchmarks/bench_reliability.py --rows lives --kills 30 --steps sft,ppo
 
-Rows: commit (strace), damage, locks, power (root and loop devices), garbage, lives. A row that cannot run here says so.
-The last two train the small recipe of tests/lives.py and compare with an undisturbed run, kept in --work.
+Rows: commit (strace), damage, locks, power (root and loop devices), garbage, lives; plain is a column, what a plain
+Trainer does in the same trouble. Each writes its cells into reliability.md, and says so where it cannot run here.
+Garbage and lives train the small recipe of tests/lives.py and compare with an undisturbed run, kept in --work.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import random
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import commits
+import power_cuts
 import races
-from measure import Table, quiet, short
+from measure import about, quiet, short
+from record import record
 
 from rlhf.checkpoint import verify, working_folder
 from rlhf.errors import MissingError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import lives
+import whole_steps
 
 PLACES = 8
 RACES = 100
 CUTS = 20
-SHUTDOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN
-NO_LOG_FLUSH = struct.pack("I", 2)
-# What runs in the child before the step: the third call of a module on the way to the loss, or its gradient, is NaN.
-POISON = """
-import torch
-from rlhf.models import load
-real = load.{loader}
-def poisoned(*arguments):
-    model = real(*arguments)
-    seen = []
-    def hook(module, inputs, output):
-        seen.append(1)
-        if len(seen) < 3 or not torch.is_grad_enabled():
-            return None
-        if {backward}:
-            output.register_hook(lambda gradient: gradient * float("nan"))
-            return None
-        return output * float("nan")
-    model.{module}.register_forward_hook(hook)
-    return model
-load.{loader} = poisoned
-import stages.{stage} as stage
-stage.{loader} = poisoned
-"""
-POISONED = [
-    ("sft", "policy_to_train", "model.norm"),
-    ("sft", "policy_to_train", "lm_head"),
-    ("reward-2", "reward_model_from_policy", "model.norm"),
-    ("reward-2", "reward_model_from_policy", "score"),
-    ("ppo", "load_policy", "model.norm"),
-    ("ppo", "load_policy", "lm_head"),
-    ("ppo", "load_reward_model", "score"),
-]
+COMMIT = "kill at every system call of a commit (3 saves, then an artefact over an old one), strace"
+DAMAGE = "flip, truncate, zero, delete, swap: every file of a save"
+LOCKS = "two starters on one run folder; the winner killed, and again"
+POWER = "power cut at a random time of a commit (ext4, shut down without its log)"
 
 
 class Row:
@@ -86,18 +60,18 @@ class Row:
         if seconds is not None:
             self.seconds.append(seconds)
 
-    def cells(self) -> list[str]:
+    def cells(self) -> dict[str, str]:
         ordered = sorted(self.seconds)
         middle = f"{short(ordered[len(ordered) // 2])} (at most {short(ordered[-1])})" if ordered else ""
-        return [str(self.tries), str(len(self.failures)), middle]
+        return {"tries": str(self.tries), "failures": str(len(self.failures)), "seconds": middle}
 
 
 # --- killed at every system call of a commit ---
 
 
-def commit_row(table: Table, options: argparse.Namespace) -> None:
+def commit_row(options: argparse.Namespace) -> None:
     if shutil.which("strace") is None:
-        table.row("kill at every system call of a commit", "not run: no strace", "", "")
+        record(COMMIT, tries="not run: no strace")
         return
     row = Row()
     with tempfile.TemporaryDirectory() as name:
@@ -118,7 +92,7 @@ def commit_row(table: Table, options: argparse.Namespace) -> None:
                 else:
                     print(f"no kill at {call} {when}: {code}", flush=True)
                 shutil.rmtree(folder)
-    table.row("kill at every system call of a commit (3 saves, then an artefact over an old one)", *row.cells())
+    record(COMMIT, **row.cells())
 
 
 def killed(kept: Path, folder: Path, arguments: list[str]) -> tuple[int, list[str]]:
@@ -138,7 +112,7 @@ def killed(kept: Path, folder: Path, arguments: list[str]) -> tuple[int, list[st
 # --- damage ---
 
 
-def damage_row(table: Table, options: argparse.Namespace) -> None:
+def damage_row(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         kept, folder = Path(name) / "kept", Path(name) / "try"
         commits.prepare(kept)
@@ -152,7 +126,7 @@ def damage_row(table: Table, options: argparse.Namespace) -> None:
         commits.judged(kept, [])  # what the kill left half is cleared away
         out = working_folder(Path("sft")).name
         newest, previous = sorted((kept / out / "resume").glob("save-*"), reverse=True)[:2]
-        for what, of in (("save", newest), ("artefact", kept / "sft")):
+        for of in (newest, kept / "sft"):
             row = Row()
             for file in sorted(path for path in of.rglob("*") if path.is_file()):
                 others = [previous / file.name] if of is newest else []
@@ -165,10 +139,7 @@ def damage_row(table: Table, options: argparse.Namespace) -> None:
                     found = save_damage(folder / out) if of is newest else artefact_damage(folder / "sft")
                     row.tried(None if found else f"{file.name} {how}: not seen", time.perf_counter() - began)
                     shutil.rmtree(folder)
-            table.row(
-                f"flip, truncate, zero, delete, swap: every file of {'a ' if what == 'save' else 'an '}{what}",
-                *row.cells(),
-            )
+            record(DAMAGE if of is newest else DAMAGE.replace("a save", "an artefact"), **row.cells())
 
 
 def damages(file: Path, others: list[Path]) -> Iterator[tuple[str, bytes | None]]:
@@ -209,120 +180,76 @@ def artefact_damage(folder: Path) -> bool:
 # --- two starters ---
 
 
-def locks_row(table: Table, options: argparse.Namespace) -> None:
+def locks_row(options: argparse.Namespace) -> None:
     """The winner of each race is killed, so the next race starts on its lock."""
     row = Row()
     with tempfile.TemporaryDirectory() as name:
         for _ in range(RACES):
             row.tried(*races.race(Path(name)))
-    table.row("two starters on one run folder; the winner killed, and again", *row.cells())
+    record(LOCKS, **row.cells())
 
 
 # --- power cuts ---
 
 
-def power_row(table: Table, options: argparse.Namespace) -> None:
-    """A file system that forgets what was not made durable: ext4 on a loop device, shut down without its log."""
-    what = "power cut at a random time of a commit (ext4)"
+def power_row(options: argparse.Namespace) -> None:
     row, rng = Row(), random.Random(0)
-    with tempfile.TemporaryDirectory() as name:
-        image, disk = Path(name) / "image", Path(name) / "disk"
-        disk.mkdir()
-        try:
-            with image.open("wb") as file:
-                file.truncate(64 << 20)
-            shell("mkfs.ext4", "-q", str(image))
-            shell("mount", "-o", "loop", str(image), str(disk))
-        except (OSError, subprocess.CalledProcessError) as error:
-            table.row(what, f"not run: {error}", "", "")
-            return
-        try:
+    try:
+        with power_cuts.disk() as disk:
             for number in range(CUTS):
-                folder = disk / f"try-{number}"
+                folder = disk.folder / f"try-{number}"
                 commits.prepare(folder)
                 os.sync()
                 child, let_go, confirmed = commits.forked(folder, saves=rng.choice([3, 10**6]))
                 os.write(let_go, b"!")
                 os.close(let_go)
                 time.sleep(rng.uniform(0.0, 0.5))
-                handle = os.open(disk, os.O_RDONLY)
-                fcntl.ioctl(handle, SHUTDOWN, NO_LOG_FLUSH)
-                os.close(handle)
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                shell("umount", str(disk))
-                shell("mount", "-o", "loop", str(image), str(disk))
+                disk.cut(child)
                 row.tried(*commits.judged(folder, commits.said(confirmed)))
                 shutil.rmtree(folder)
-        finally:
-            shell("umount", str(disk))
-    table.row(what, *row.cells())
+    except (OSError, subprocess.CalledProcessError) as error:
+        record(POWER, tries=f"not run: {error}")
+        return
+    record(POWER, **row.cells())
 
 
-def shell(*words: str) -> None:
-    subprocess.run(words, check=True, capture_output=True)
+# --- whole steps, and what a plain Trainer does ---
 
 
-# --- whole stages ---
+def lives_row(options: argparse.Namespace) -> None:
+    whole_steps.lives_row(options.steps.split(","), options.kills, options.work)
 
 
-def undisturbed(zygote: lives.Zygote, work: Path) -> Path:
-    """The reference, made once."""
-    found = work / "reference" / "runs" / "tiny"
-    return found if (found / "evaluate").is_dir() else lives.reference(zygote, work / "reference")
+def garbage_row(options: argparse.Namespace) -> None:
+    whole_steps.garbage_row(options.places.split(","), options.work)
 
 
-def garbage_row(table: Table, options: argparse.Namespace) -> None:
-    """Exit code 76, and the resumed step, freed of the poison, ends as the undisturbed one did."""
-    row, zygote = Row(), lives.Zygote()
-    finished = undisturbed(zygote, options.work)
-    for step, loader, module in POISONED:
-        for backward in (False, True):
-            with tempfile.TemporaryDirectory(dir=options.work) as name:
-                folder, hook = lives.without(finished, step, Path(name)), Path(name) / "hook.py"
-                stage = step.partition("-")[0]
-                hook.write_text(POISON.format(stage=stage, loader=loader, module=module, backward=backward))
-                command = ["run", f"stage={step}", *lives.SMALL, "save_every=0s"]
-                code = zygote.run(command, folder, {"RLHF_TEST_HOOK": str(hook)})
-                where = f"{step}, {module}, {'gradient' if backward else 'output'}"
-                problem = None if code == 76 else f"{where}: exit code {code}"
-                began = time.monotonic()
-                if problem is None and zygote.run(command, folder) != 0:
-                    problem = f"{where}: not resumed"
-                if problem is None and not same(folder, finished, step):
-                    problem = f"{where}: another end"
-                row.tried(problem, time.monotonic() - began)
-    zygote.close()
-    table.row("NaN in an output or gradient: stopped, resumed, the same end", *row.cells())
+def plain_row(options: argparse.Namespace) -> None:
+    """One column: the plain Trainer in the same trouble."""
+    import plain_trainer as plain
+
+    work = options.work
+    cells: dict[str, Callable[[], str]] = {
+        COMMIT: lambda: plain.commit_cell(work, 60),
+        DAMAGE: lambda: plain.damage_cell(work, damages),
+        LOCKS: lambda: plain.locks_cell(work, 5),
+        POWER: lambda: plain.power_cell(work, CUTS),
+        whole_steps.killed("sft"): lambda: plain.lives_cell(work, options.kills),
+    }
+    cells |= {whole_steps.poisoned(place): partial(plain.garbage_cell, work, place) for place in plain.POISONS}
+    for what, cell in cells.items():
+        if not options.plain or any(word in what for word in options.plain.split(",")):
+            record(what, plain=cell())
 
 
-def lives_row(table: Table, options: argparse.Namespace) -> None:
-    zygote = lives.Zygote()
-    finished = undisturbed(zygote, options.work)
-    for step in options.steps.split(","):
-        with tempfile.TemporaryDirectory(dir=options.work) as name:
-            folder, row, took = lives.without(finished, step, Path(name)), Row(), list[float]()
-            rng = random.Random(step)
-            longest = 1.2 * float(verify(finished / step)["seconds"])
-            lives.lives(zygote, folder, step, kills=options.kills, rng=rng, longest=longest, log=took)
-            row.tries, row.seconds = options.kills, took
-            if not same(folder, finished, step):
-                row.failures.append("another end")
-            table.row(f"random kill -9 of {step}: the same end bit for bit", *row.cells())
-    zygote.close()
-
-
-def same(folder: Path, finished: Path, step: str) -> bool:
-    return lives.outcome(folder / "runs" / "tiny" / step) == lives.outcome(finished / step)
-
-
-ROWS: dict[str, Callable[[Table, argparse.Namespace], None]] = {
+ROWS: dict[str, Callable[[argparse.Namespace], None]] = {
     "commit": commit_row,
     "damage": damage_row,
     "locks": locks_row,
     "power": power_row,
     "garbage": garbage_row,
     "lives": lives_row,
+    "plain": plain_row,
 }
 
 
@@ -330,16 +257,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--kills", type=int, default=30, help="kills a step")
-    parser.add_argument("--steps", default="base,sft,preferences-2,reward-2,rejection-2,gatt,ppo,evaluate")
+    parser.add_argument("--steps", default=",".join(lives.KILLED), help="of lives")
+    parser.add_argument("--places", default=",".join(whole_steps.PLACES), help="of garbage")
+    parser.add_argument("--plain", default="", help="words of the rows that the plain Trainer shall fill; all without")
     parser.add_argument("--work", type=Path, default=Path("runs/reliability"), help="where the undisturbed run is kept")
     options = parser.parse_args()
     options.work = options.work.absolute()
     options.work.mkdir(parents=True, exist_ok=True)
     quiet()
-    table = Table("Reliability", ["what", "tries", "failures", "seconds to recover"])
     for name in options.rows.split(","):
-        ROWS[name](table, options)
-    table.show()
+        ROWS[name](options)
+    print(about())
 
 
 if __name__ == "__main__":
