@@ -70,8 +70,7 @@ class InProcess:
 
 @torch.no_grad()
 def generate(model: PreTrainedModel, request: Request, *, rows_per_batch: int = 256) -> list[list[Completion]]:
-    """K completions of every prompt, in the order given; `rows_per_batch` is memory and speed only.
-    """
+    """K completions of every prompt, in the order given; `rows_per_batch` is memory and speed only."""
     model.eval()
     found: list[list[Completion]] = [[] for _ in request.prompts]
     order = sorted(range(len(request.prompts)), key=lambda i: len(request.prompts[i]))

@@ -54,7 +54,7 @@ def _laid_over(recipe: Recipe, parts: Sequence[Any], more: Mapping[str, Any]) ->
     values = recipe.model_dump(mode="json")
     for part in parts:
         _lay_over(values, part if isinstance(part, Mapping) else {})
-    return Recipe.model_validate(values | {"run": recipe.run} | more)
+    return Recipe.model_validate({**values, "run": recipe.run, **more})
 
 
 def _lay_over(values: dict[str, Any], part: Mapping[str, Any]) -> None:
