@@ -20,7 +20,7 @@ from rlhf.evaluation.intervals import of_mean, wilson
 from rlhf.evaluation.refusals import refuses
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import InProcess
-from rlhf.models.load import freeze, load_policy, load_tokenizer, save
+from rlhf.models.load import freeze, load_policy, load_tokenizer, policy_to_train, save
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample, sample
@@ -49,7 +49,7 @@ def run(job: Job) -> None:
 
 def train(job: Job, tokenizer, helpfulness: list[Dialogue], safety: list[Dialogue], place: Path) -> None:
     """The pretrained model, fine-tuned on all helpfulness data and some of the safety data."""
-    policy = load_policy(job.one("base") / "checkpoint", job.recipe.model)
+    policy = policy_to_train(job.one("base") / "checkpoint", job.recipe.model)
     job.track.say(f"{len(helpfulness):,} dialogues and {len(safety):,} for safety")
     what = f"scaling-{place.name}"
     fine_tune(policy, tokenizer, helpfulness + safety, job, part=what)
