@@ -243,7 +243,8 @@ def _scaling(p: _Plan) -> Cost:
     tokens, flops = _sampling(p, answers, config.max_new_tokens, prompts=answers, models=3)
     work = (tokens, flops + 2 * p.forward(pooled * k * length, length))
     decoding, rows = p.decoding(config.prompts, config.max_new_tokens), pooled * sum(1 + s for s in config.shares) / 2
-    return replace(_tuned_on_samples(p, "scaling", work, decoding, rows), disk=0)  # its models are not kept
+    tuned = _tuned_on_samples(p, "scaling", work, decoding, rows)
+    return replace(tuned, disk=len(config.shares) * tuned.disk)
 
 
 def _evaluate(p: _Plan) -> Cost:
