@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rlhf.checkpoint import read_manifest
 from rlhf.errors import ConfigError, DiskError, MissingError, RlhfError, free_bytes
 from rlhf.planning.room import ROOM
-from rlhf.processes import team
+from rlhf.processes import engine, team
 from rlhf.provenance import fingerprint
 from rlhf.provenance.meter import versions
 
@@ -54,6 +54,7 @@ def facts(step: Step, recipe: Recipe, run_dir: Path) -> Facts:
     """What has to be the same everywhere: versions, code, settings, and what the stage reads. And the host."""
     found = {"host": socket.gethostname()}
     found |= {name: version for name, version in versions().items() if name != "platform"}
+    found["engine"] = engine.named()
     found["code"] = fingerprint.digest(fingerprint.code_of(step.module))
     found["settings"] = fingerprint.digest(fingerprint.relevant(recipe, step.stage))
     for name in step.inputs:

@@ -86,6 +86,7 @@ def start(folder, script):
         ("pass", "alike"),
         ("meter.versions()['torch'] = '1.0'", "differs from process 0 on {host}: torch is 1.0, there {torch}"),
         ("recipe = load('tiny', ['base.steps=7']).recipe", "differs from process 0 on {host}: settings is "),
+        ("roll_call.engine.named = lambda: 'fsdp'", "differs from process 0 on {host}: engine is fsdp, there ddp"),
         ("roll_call.free_bytes = lambda _: 7", "process 1 on {host} has 7 bytes free"),
     ],
 )
