@@ -52,9 +52,9 @@ class Place(NamedTuple):
     part: int = 0
 
 
+TUNED = ("base", "sft", "rejection-2", "distill", "gatt", "scaling")
 LOSS = [
-    *(Place(step, "trl:SFTTrainer.compute_loss") for step in ("base", "sft", "rejection-2", "distill", "gatt")),
-    Place("scaling", "trl:SFTTrainer.compute_loss"),
+    *(Place(step, "trl:SFTTrainer.compute_loss", 2) for step in TUNED),
     Place("reward-2", "rlhf.training.trainers:ranking_loss"),
     Place("ppo", "stages.ppo:policy_loss"),
     Place("ppo", "stages.ppo:value_loss"),

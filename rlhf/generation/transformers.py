@@ -198,7 +198,7 @@ def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
     Two levels, first the block of tokens and then the token in it: one running sum in float64 over all of V would take
     longer than the rest of the draw. Both look for the first sum above a value below the last, so that a token without
-    weight is never found.
+    weight is never found. Of weights that are not finite none is above: the last token, by its log-probability, tells.
     """
     rows = torch.arange(len(weights), device=weights.device)
     blocks = torch.nn.functional.pad(weights, (0, -weights.shape[-1] % BLOCK)).view(len(weights), -1, BLOCK)
@@ -206,14 +206,14 @@ def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     running = sums.double().cumsum(-1)
     total = running[:, -1]
     target = uniform * total
-    block = torch.searchsorted(running, target[:, None], right=True)[:, 0]
+    block = torch.searchsorted(running, target[:, None], right=True)[:, 0].clamp(max=running.shape[-1] - 1)
     own = sums[rows, block].double()
     share = ((target - (running[rows, block] - own)) / own).clamp(min=0)
     within = blocks[rows, block].double().cumsum(-1)
     last = within[:, -1]
     target = (share * last).minimum(last.nextafter(torch.zeros_like(last)))
     place = torch.searchsorted(within, target[:, None], right=True)[:, 0]
-    return block * BLOCK + place, total
+    return (block * BLOCK + place).clamp(max=weights.shape[-1] - 1), total
 
 
 def _uniforms(request: Request) -> Tensor:

@@ -232,6 +232,16 @@ def test_no_draw_ever_leaves_the_kept_set(logits, temperature, top_p, last):
     assert ahead[ahead > ahead[token] * (1 + 1e-6)].sum().item() < top_p + 1e-6
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (1.0, 1.0), (1.0, 0.5)])
+def test_logits_that_are_no_numbers_give_a_log_probability_that_is_none(bad, temperature, top_p):
+    logits = torch.zeros(2, 300)
+    logits[1, 7] = bad
+    token, logprob = choose(logits, torch.full((2,), 0.5, dtype=torch.float64), temperature=temperature, top_p=top_p)
+    assert logprob.isfinite().tolist() == [True, False]
+    assert 0 <= int(token[1]) < 300
+
+
 def test_rows_are_drawn_each_from_its_own(policy):
     logits = torch.tensor([[0.0, 20.0], [20.0, 0.0], [0.0, 0.0]])
     uniform = torch.tensor([0.5, 0.5, 0.75], dtype=torch.float64)
