@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
@@ -55,8 +56,8 @@ class Schedule:
 class Pair:
     """Two completions of one prompt as ids. A safety label is 1 or 0, or nan where nobody gave one."""
 
-    chosen_ids: list[int]
-    rejected_ids: list[int]
+    chosen_ids: Sequence[int]
+    rejected_ids: Sequence[int]
     margin: float
     chosen_safe: float
     rejected_safe: float
@@ -187,8 +188,8 @@ def fit_reward(
 
     columns = [
         {
-            "chosen_ids": pair.chosen_ids,
-            "rejected_ids": pair.rejected_ids,
+            "chosen_ids": np.asarray(pair.chosen_ids, dtype=np.int32),
+            "rejected_ids": np.asarray(pair.rejected_ids, dtype=np.int32),
             "margin": pair.margin,
             "chosen_safe": pair.chosen_safe,
             "rejected_safe": pair.rejected_safe,
@@ -228,7 +229,7 @@ def batching_of(
 ) -> Batching:
     """The cheaper of the two layouts, by the very batches of the first epoch."""
     micro = optimizer.microbatch_size or schedule.batch_size
-    batches: dict[Layout, list[list[tuple[list[int], list[int]]]]] = {}
+    batches: dict[Layout, list[list[tuple[Sequence[int], Sequence[int]]]]] = {}
     for layout in LAYOUTS:
         order = list(similar_lengths(pairs, layout, schedule, seed=seed))
         sides = [(pairs[i].chosen_ids, pairs[i].rejected_ids) for i in order]

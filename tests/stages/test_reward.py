@@ -27,7 +27,7 @@ def test_ids_are_those_of_the_whole_dialogue(job_of, tokenizer):
     rows = [pair(), pair(prompt=earlier)]
     for row, made in zip(rows, encode(job_of("reward"), tokenizer, rows), strict=True):
         for text, ids in ((row.chosen, made.chosen_ids), (row.rejected, made.rejected_ids)):
-            assert ids == encode_dialogue(tokenizer, (*row.prompt, Turn("assistant", text))).input_ids
+            assert list(ids) == encode_dialogue(tokenizer, (*row.prompt, Turn("assistant", text))).input_ids
             assert ids[-1] == tokenizer.eos_token_id  # where the score is read
 
 
