@@ -509,6 +509,20 @@ def test_the_stage_leaves_a_policy_and_its_curves(made):
     assert (made.out / "checkpoint" / "model.safetensors").exists()
 
 
+def test_a_stage_that_went_back_starts_again_from_the_reference(job_of, saved, policy, screen):
+    reads = {"policy": [saved.policy("gatt")], "reward": [saved.reward("reward-1")]}
+    settings = {"iterations": 9, "heldout_every": 50, "patience": 2, "max_kl": 0.01, "on_max_kl": "roll_back"}
+    job = job_of("ppo", reads=reads, **(SMALL | settings | {"learning_rate": 0.01}))
+    ppo.run(job)
+    rows = [json.loads(line) for line in (job.out / "metrics.jsonl").read_text().splitlines()]
+    kls = [row["objective/kl"] for row in rows if "objective/kl" in row]
+    assert [kl > 0.01 for kl in kls] == [False, True, False, True]  # every second batch is the reference's own
+    assert kls[2] == pytest.approx(0.0, abs=1e-5)
+    assert screen.getvalue().count("back to the policy of iteration 0") == 2
+    made = load_policy(job.out / "checkpoint", ModelConfig())
+    assert distance(made, weights(policy)) == 0
+
+
 # ── what cannot go well ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
