@@ -28,16 +28,15 @@ def moments(x: Float[Tensor, "*shape"], where: Bool[Tensor, "*shape"]) -> Moment
 
     Args:
         x: [*shape] in any unit; not read where `where` is False, so it may be NaN there.
-        where: [*shape] True where a number takes part. True nowhere gives (0, 0, 0).
+        where: [*shape] True where a number takes part. Nowhere: `whiten` refuses the result.
 
     Returns:
         The moments, free of gradients.
     """
     inside = x.detach().double().masked_fill(~where, 0.0)
     count = where.sum().double()
-    at_least_one = count.clamp(min=1.0)
-    mean = inside.sum() / at_least_one
-    var = (inside - mean).masked_fill(~where, 0.0).square().sum() / at_least_one
+    mean = inside.sum() / count
+    var = (inside - mean).masked_fill(~where, 0.0).square().sum() / count
     return Moments(count, mean, var)
 
 
