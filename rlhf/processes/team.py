@@ -34,7 +34,7 @@ def size() -> int:
 
 
 def call(said: str | None) -> str | None:
-    """The leader's word, which every process hears: the step to do now, or None when all is done."""
+    """The leader's word, which every process hears: the step to do now, where it has saved a model, None at the end."""
     if size() == 1:
         return said
     from accelerate import PartialState
