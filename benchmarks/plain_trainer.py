@@ -278,13 +278,12 @@ POISONS: dict[str, Poison] = {"loss": in_loss, "gradient": in_gradient, "weights
 
 def locks_cell(work: Path, races: int) -> str:
     """Two starters on one folder."""
-    ends = Counter[str]()
+    well = []
     for _ in range(races):
         folder = work / "plain-raced"
         shutil.rmtree(folder, ignore_errors=True)
-        codes = [waited(child) for child in [forked(folder), forked(folder)]]
-        ends[f"{codes.count(0)} of 2 trained to the end"] += 1
-    return f"{races} races: {told(ends)}"
+        well.append([waited(child) for child in [forked(folder), forked(folder)]].count(0))
+    return f"{races} races: {', '.join(map(str, well))} of two trained to the end"
 
 
 def power_cell(work: Path, cuts: int) -> str:
@@ -296,8 +295,10 @@ def power_cell(work: Path, cuts: int) -> str:
             child = forked(folder)
             lives.watched(child, rng.uniform(0.3, 1.0) * seconds)
             disk.cut(child)
+            begun = "" if get_last_checkpoint(str(folder)) else ", begun anew: nothing had reached the disk"
             code = run(folder)
-            ends["stuck" if code else "the same end" if result(folder) == result(finished) else "another end"] += 1
+            end = "stuck" if code else "the same end" if result(folder) == result(finished) else "another end"
+            ends[end + begun] += 1
             shutil.rmtree(folder)
     return f"{cuts}: {told(ends)}"
 
