@@ -33,7 +33,7 @@ ROUNDS = 5
 INTERVAL = 600.0
 STEPS = {
     "sft": ["sft.epochs=30"],
-    "ppo": ["ppo.iterations=40", "ppo.heldout_every=40", "ppo.batch_size=32"],
+    "ppo": ["ppo.iterations=20", "ppo.heldout_every=20", "ppo.batch_size=30"],
 }
 
 

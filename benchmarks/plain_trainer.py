@@ -295,7 +295,8 @@ def power_cell(work: Path, cuts: int) -> str:
             child = forked(folder)
             lives.watched(child, rng.uniform(0.3, 1.0) * seconds)
             disk.cut(child)
-            begun = "" if get_last_checkpoint(str(folder)) else ", begun anew: nothing had reached the disk"
+            kept = folder.is_dir() and get_last_checkpoint(str(folder))
+            begun = "" if kept else ", begun anew: nothing had reached the disk"
             code = run(folder)
             end = "stuck" if code else "the same end" if result(folder) == result(finished) else "another end"
             ends[end + begun] += 1
