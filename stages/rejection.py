@@ -88,7 +88,7 @@ def borrow_round(job: Job) -> None:
         )
     count = pools.append(job.out / "pool.jsonl", pools.read(source).entries)
     job.track.say(f"{count:,} samples of {source}")
-    job.write_results({"pool_from": str(source), "samples": count})
+    job.write_results({"pool_from": str(source), "borrowed": count})  # "samples" are rows to show
 
 
 def check_ends(job: Job, samples: list[Sample]) -> None:

@@ -1,6 +1,7 @@
 """What rejection sampling keeps: the temperature, the pool, the best of all rounds, and what it is mixed with."""
 
 import copy
+import json
 import math
 from collections import defaultdict
 from dataclasses import replace
@@ -323,6 +324,9 @@ def test_the_pool_of_another_run_is_fine_tuned_on(two_rounds, job_of, sft, saved
     job = distilling(job_of, sft, saved, tmp_path / "large", sft_share=0.25)
     rejection.run(job)
     assert pools.read(job.out / "pool.jsonl") == pools.read(outs[0] / "pool.jsonl")
+    results = json.loads((job.out / "results.json").read_text())
+    assert results["borrowed"] == len(pools.read(job.out / "pool.jsonl").entries)
+    assert "samples" not in results  # the report takes those of every step for rows to show
     targets, wanted = (
         [r.turns for r in rows if r.source.startswith("rejection")] for rows in (trained[-1], trained[0])
     )
