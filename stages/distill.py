@@ -58,19 +58,8 @@ def run(job: Job) -> None:
 
 def asked(job: Job) -> list[Prompt]:
     """Adversarial prompts, none twice; or prompts of every kind, to show what that does (Table 40)."""
-    config, world = job.config, job.recipe.microworld
-    adversarial = config.asked == "adversarial"
-    drawn = feed.prompts(
-        config.data,
-        config.prompts,
-        seed=job.seed_of("prompts"),
-        stage=job.name,
-        world=world,
-        mix={"unsafe": 1.0} if adversarial else feed.both_domains(world),
-        side="train",
-        test_share=job.recipe.data.test_share,
-        say=job.track.say,
-    )
+    adversarial = job.config.asked == "adversarial"
+    drawn = feed.asked(job, job.config.prompts, label="prompts", mix={"unsafe": 1.0} if adversarial else None)
     return list({prompt.turns: prompt for prompt in drawn if prompt.is_safety or not adversarial}.values())
 
 

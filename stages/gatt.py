@@ -91,18 +91,8 @@ def lists_of(job: Job, policy, tokenizer) -> Lists:
 
 def self_play(job: Job, policy, tokenizer) -> list[Said]:
     """Dialogues that the policy holds with itself, from prompts of the data on; each of a random length."""
-    config, world = job.config, job.recipe.microworld
-    openings = feed.prompts(
-        config.data,
-        config.dialogues,
-        seed=job.seed_of("openings"),
-        stage="gatt",
-        world=world.model_copy(update={"instruction_share": 0.0}),
-        mix=feed.both_domains(world),
-        side="train",
-        test_share=job.recipe.data.test_share,
-        say=job.track.say,
-    )
+    config = job.config
+    openings = feed.asked(job, config.dialogues, label="openings", instruction_share=0.0)
     rng = random.Random(job.seed_of("lengths"))
     said = selfplay.user_turns(
         policy,

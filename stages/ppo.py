@@ -123,7 +123,7 @@ def training_prompts(job: Job) -> list[Prompt]:
         DataError: if one leaves no room for its answer, or a batch would ask one twice, and get the same answer twice.
     """
     size = job.config.batch_size
-    prompts = prompts_of(job, job.config.iterations * size, label="rollouts", side="train")
+    prompts = feed.asked(job, job.config.iterations * size, label="rollouts")
     if len(prompts) < size:
         hints = [f"ppo.batch_size={len(prompts)} and a ppo.minibatch_size that divides it", "or name more ppo.data"]
         raise DataError(f"ppo.data has {len(prompts)} prompts, and a batch asks {size} different ones", hints=hints)
@@ -144,21 +144,6 @@ def answered(job: Job, models: Models, prompts: list[Prompt], *, label: str) -> 
     engine = InProcess(models.policy, job.recipe.generation.rows_per_batch)
     groups = sample(engine, models.tokenizer, prompts, sampling, seed=job.seed_of(label))
     return [group[0] for group in groups]
-
-
-def prompts_of(job: Job, count: int, *, label: str, side: feed.Side) -> list[Prompt]:
-    """Prompts to learn on or, disjoint from them, to check on; at most `count`."""
-    world, split = job.recipe.microworld, {"side": side, "test_share": job.recipe.data.test_share}
-    return feed.prompts(
-        job.config.data,
-        count,
-        seed=job.seed_of(label),
-        stage="ppo",
-        world=world,
-        mix=feed.both_domains(world),
-        say=job.track.say,
-        **split,
-    )
 
 
 def combined_score(job: Job, models: Models, samples: list[Sample]) -> tuple[Tensor, dict[str, float]]:
@@ -317,7 +302,7 @@ class Keeper(EarlyStopping):
     def __init__(self, job: Job, models: Models, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(job.config)
         self.job, self.models, self.optimizer, self.watch = job, models, optimizer, Watch(job.track.say)
-        self.prompts = prompts_of(job, job.config.heldout_prompts, label="heldout", side="validation")
+        self.prompts = feed.asked(job, job.config.heldout_prompts, label="heldout", side="validation")
 
     def weights(self) -> dict[str, Any]:
         return learnt(self.models.policy)

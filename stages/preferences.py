@@ -95,17 +95,11 @@ def keep(job: Job, domain: str, split: str, pairs: list[Preference], *, of: int)
 def prompts_of(job: Job, domain: str, *, side: feed.Side) -> list[Prompt]:
     """Prompts of one domain; safety annotators write mostly adversarial ones."""
     world, config = job.recipe.microworld, job.config
-    count = config.helpfulness_prompts if domain == "helpfulness" else config.safety_prompts
-    return feed.prompts(
-        config.data,
-        config.test_prompts if side == "test" else count,
-        seed=job.seed_of(f"{domain}/{side}"),
-        stage="preferences",
-        world=world,
-        mix=world.helpfulness_mix if domain == "helpfulness" else world.safety_mix,
-        side=side,
-        test_share=job.recipe.data.test_share,
-        say=job.track.say,
+    count, mix = config.safety_prompts, world.safety_mix
+    if domain == "helpfulness":
+        count, mix = config.helpfulness_prompts, world.helpfulness_mix
+    return feed.asked(
+        job, config.test_prompts if side == "test" else count, label=f"{domain}/{side}", side=side, mix=mix
     )
 
 

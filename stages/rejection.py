@@ -150,18 +150,7 @@ def lowest_as_good(best: dict[float, Tensor]) -> float:
 
 def training_prompts(job, *, side: feed.Side, count: int) -> list[Prompt]:
     """Prompts of both domains, mixed as the annotators' are; others every round, and none twice in one."""
-    world = job.recipe.microworld
-    drawn = feed.prompts(
-        job.config.data,
-        count,
-        seed=job.seed_of(f"prompts {side}"),
-        stage="rejection",
-        world=world,
-        mix=feed.both_domains(world),
-        side=side,
-        test_share=job.recipe.data.test_share,
-        say=job.track.say,
-    )
+    drawn = feed.asked(job, count, label=f"prompts {side}", side=side)
     return list({prompt_digest(prompt): prompt for prompt in drawn}.values())
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from rlhf.data import formats, sources
 from rlhf.data.conversations import Conversation, Drawn, said_in, under_instructions, with_changes
@@ -27,7 +27,11 @@ from rlhf.data.types import Dialogue, Preference, Prompt, read_jsonl
 from rlhf.errors import ConfigError, DataError
 from rlhf.microworld import corpus
 from rlhf.microworld import dialogues as worldly
+from rlhf.planning.steps import stage_of
 from rlhf.schema import MICROWORLD, MicroworldConfig, Source
+
+if TYPE_CHECKING:
+    from rlhf.job import Job
 
 Say = Callable[[str], None]
 Row = TypeVar("Row", Dialogue, Preference, Prompt)
@@ -109,6 +113,35 @@ def prompts(
             rows += _public(source, test_share, say)[side]
     random.Random(seed).shuffle(rows)
     return rows[:count]
+
+
+def asked(
+    job: Job,
+    count: int,
+    *,
+    label: str,
+    side: Side = "train",
+    mix: Mapping[str, float] | None = None,
+    instruction_share: float | None = None,
+) -> list[Prompt]:
+    """Prompts of a stage's own `data`, drawn by the seed of their purpose.
+
+    Args:
+        mix: kinds of the micro-world's questions; those that policies are trained on, unless it is given.
+        instruction_share: instead of the micro-world's.
+    """
+    world, share = job.recipe.microworld, instruction_share
+    return prompts(
+        job.config.data,
+        count,
+        seed=job.seed_of(label),
+        stage=stage_of(job.name),
+        world=world if share is None else world.model_copy(update={"instruction_share": share}),
+        mix=mix or both_domains(world),
+        side=side,
+        test_share=job.recipe.data.test_share,
+        say=job.track.say,
+    )
 
 
 def heldout(

@@ -51,18 +51,7 @@ def replay(
     """Best of K answers of the policy itself to single prompts, so that what it knew is not unlearned (ours)."""
     if not count:
         return []
-    world = job.recipe.microworld
-    prompts = feed.prompts(
-        job.config.data,
-        count,
-        seed=job.seed_of("replay"),
-        stage=job.name,
-        world=world,
-        mix=feed.both_domains(world),
-        side="train",
-        test_share=job.recipe.data.test_share,
-        say=job.track.say,
-    )
+    prompts = feed.asked(job, count, label="replay")
     seed, threshold = job.seed_of("replay"), job.config.safety_threshold
     best = best_answers(policy, tokenizer, rewards, prompts, sampling, seed=seed, safety_threshold=threshold)
     return [

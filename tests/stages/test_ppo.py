@@ -52,7 +52,7 @@ def job(job_of):
 
 
 def collected(job, models, iteration=0):
-    prompts = ppo.prompts_of(job, 2 * job.config.batch_size, label="rollouts", side="train")
+    prompts = ppo.feed.asked(job, 2 * job.config.batch_size, label="rollouts", side="train")
     samples = ppo.collect(job, models, prompts, iteration)
     return samples, Rollout.of(samples, pad_token_id=models.tokenizer.pad_token_id, device="cpu")
 
@@ -83,7 +83,7 @@ def distance(model, before):
 
 
 def test_every_iteration_asks_the_next_prompts_and_begins_again_at_the_end(job, models):
-    prompts = ppo.prompts_of(job, 12, label="rollouts", side="train")
+    prompts = ppo.feed.asked(job, 12, label="rollouts", side="train")
     asked = [s.prompt for iteration in (0, 1, 2) for s in ppo.collect(job, models, prompts, iteration)]
     assert asked == prompts * 2
     first, again = (ppo.collect(job, models, prompts, iteration) for iteration in (0, 3))
@@ -93,7 +93,7 @@ def test_every_iteration_asks_the_next_prompts_and_begins_again_at_the_end(job, 
 
 def test_training_and_checking_ask_different_things(job):
     for side, held_out in (("train", False), ("validation", True)):
-        prompts = ppo.prompts_of(job, 100, label=side, side=side)
+        prompts = ppo.feed.asked(job, 100, label=side, side=side)
         asks = [read_prompt(prompt.turns)[0] for prompt in prompts]
         assert {pair_held_out(ask.verb, ask.subject) for ask in asks if ask.form == "how"} == {held_out}
 
@@ -554,7 +554,7 @@ def hide_the_end(policy, eos):
 
 def test_a_prompt_without_room_for_an_answer_is_refused(job_of, models):
     job = job_of("ppo", **(SMALL | {"max_new_tokens": 500}))
-    prompts = ppo.prompts_of(job, 8, label="rollouts", side="train")
+    prompts = ppo.feed.asked(job, 8, label="rollouts", side="train")
     with pytest.raises(DataError, match="exceed the context of"):
         ppo.collect(job, models, prompts, 0)
 
