@@ -119,7 +119,7 @@ def test_changing_kl_coef_would_rerun_ppo_and_evaluate_only(finished):
     verdicts = {line.split()[0]: line.split()[1] for line in steps.splitlines()}
     assert set(verdicts) == set(STEPS)
     assert {step for step, verdict in verdicts.items() if verdict == "run"} == {"ppo", "evaluate"}
-    assert "ppo.kl_coef changed from 0.1 to 0.07" in steps
+    assert "ppo.kl_coef changed from 0.2 to 0.07" in steps
     assert [line.split()[0] for line in costs.splitlines()[2:4]] == ["ppo", "evaluate"]
 
 
