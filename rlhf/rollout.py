@@ -22,7 +22,7 @@ from rlhf.functional.logprobs import chosen_logprobs
 from rlhf.generation.protocol import Completion, Engine, Request, Sampling
 from rlhf.generation.ranks import dealt
 from rlhf.generation.transformers import InProcess
-from rlhf.models.load import context_of, load_policy, load_tokenizer
+from rlhf.models.load import context_of, load_policy
 from rlhf.models.score import pad_right, token_values
 from rlhf.provenance.fingerprint import digest
 from rlhf.resume.shards import generated, kept
@@ -130,9 +130,11 @@ def check_logprobs(answers: Sequence[Sequence[Completion]], keys: Sequence[str])
     require_finite(totals, "a sampled log-probability", ids=names, tokens=tokens)
 
 
-def require_fit(checkpoint: Path, prompts: Sequence[Prompt], *, longest: int) -> None:
+def require_fit(
+    checkpoint: Path, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, *, longest: int
+) -> None:
     """DataError, before any model is loaded, if a prompt and the longest answer to it do not fit into the context."""
-    tokenizer, different = load_tokenizer(checkpoint), list({prompt.turns: prompt for prompt in prompts}.values())
+    different = list({prompt.turns: prompt for prompt in prompts}.values())
     ids = [encode_prompt(tokenizer, prompt.turns) for prompt in different]
     _check_room(context_of(checkpoint), different, ids, longest)
 

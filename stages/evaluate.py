@@ -20,7 +20,7 @@ from rlhf.evaluation.subject import Evaluation
 from rlhf.generation.protocol import Sampling
 from rlhf.models.load import freeze, load_reward_model
 from rlhf.pipeline import Job
-from rlhf.rollout import Sample, mean_kl, sample
+from rlhf.rollout import Sample, mean_kl, require_fit, sample
 
 QUARTERS = (("safe", False), ("safe", True), ("border", False), ("unsafe", False))
 
@@ -28,10 +28,14 @@ QUARTERS = (("safe", False), ("safe", True), ("border", False), ("unsafe", False
 def run(job: Job) -> None:
     """Leave `results.json`, the report's numbers; what cannot be measured in this recipe is absent."""
     e, reward_artefacts = Evaluation.of(job), job.every("reward")
+    # Prompts first: one that is malformed or too long is said before any model is loaded.
+    prompts = heldout_prompts(e, job.config.prompts, "policies") if e.judged_by and job.config.data else []
+    for folder in e.policies.values():
+        require_fit(folder, prompts, e.tokenizer, longest=job.config.max_new_tokens)
     measured = stored_results(reward_artefacts[-1]) if reward_artefacts else {}
     results: dict[str, Any] = {"reward_models": across_rounds(e, reward_artefacts), "policies": {}}
-    if e.rewards is not None and job.config.data:
-        results["policies"], replies = measure_policies(e)
+    if prompts:
+        results["policies"], replies = measure_policies(e, prompts)
         results |= best_of_curves(e) | {"samples": side_by_side(replies, job.config.samples)}
         results["win_rates"] = behaviour.wins(e, replies)
         show(job, results["policies"], results["samples"])
@@ -64,7 +68,7 @@ def stored_results(artefact: Path) -> dict[str, Any]:
 def across_rounds(e: Evaluation, artefacts: tuple[Path, ...]) -> dict[str, Any]:
     """What only several rounds show: how ratings drift (Fig 25), and how fast a reward model grows stale (3.2.1)."""
     rounds, found = e.job.every("preferences"), {}
-    for domain in feed.DOMAINS if e.rewards is not None and rounds else ():
+    for domain in feed.DOMAINS if e.judged_by is not None and rounds else ():
         tests = [feed.stored(path / f"{domain}.test.jsonl", Preference) for path in rounds]
         mix = {path.name: rating_mix(rows) for path, rows in zip(rounds, tests, strict=True)}
         found[domain] = {"rating_mix": {name: shares for name, shares in mix.items() if shares}}
@@ -96,10 +100,9 @@ def heldout_prompts(e: Evaluation, count: int, label: str, kinds=QUARTERS) -> li
     )
 
 
-def measure_policies(e: Evaluation) -> tuple[dict[str, Any], dict[str, list]]:
+def measure_policies(e: Evaluation, prompts: list[Prompt]) -> tuple[dict[str, Any], dict[str, list]]:
     """One answer to each prompt by every policy; KL is to the policy before it, exact over the vocabulary."""
     config = e.job.config
-    prompts = heldout_prompts(e, config.prompts, "policies")
     facts = behaviour.fact_questions(e)
     sampling = Sampling(1, config.temperature, config.max_new_tokens)
     table, replies, before = {}, {}, None

@@ -127,7 +127,8 @@ def training_prompts(job: Job) -> list[Prompt]:
     if len(prompts) < size:
         hints = [f"ppo.batch_size={len(prompts)} and a ppo.minibatch_size that divides it", "or name more ppo.data"]
         raise DataError(f"ppo.data has {len(prompts)} prompts, and a batch asks {size} different ones", hints=hints)
-    require_fit(job.one("policy") / "checkpoint", prompts, longest=job.config.max_new_tokens)
+    start = job.one("policy") / "checkpoint"
+    require_fit(start, prompts, load_tokenizer(start), longest=job.config.max_new_tokens)
     return prompts
 
 

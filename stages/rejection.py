@@ -29,8 +29,8 @@ def run(job: Job) -> None:
     check_gate(job.one("reward"), config, stage="rejection", say=job.track.say)
     newest = job.one("policy") / "checkpoint"
     prompts = training_prompts(job, side="train", count=config.prompts) if config.pool_from is None else []
-    require_fit(newest, prompts, longest=config.max_new_tokens)
     tokenizer = load_tokenizer(newest)
+    require_fit(newest, prompts, tokenizer, longest=config.max_new_tokens)
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
     if config.pool_from is None:
         sample_round(job, tokenizer, rewards, prompts)

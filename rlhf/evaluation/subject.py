@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +22,8 @@ class Evaluation:
     job: Job
     policies: dict[str, Path]
     """Name -> the folder with the weights, oldest first."""
-    rewards: RewardModels | None
+    judged_by: Path | None
+    """Where the reward models are."""
     tokenizer: PreTrainedTokenizerBase
 
     @classmethod
@@ -39,8 +41,13 @@ class Evaluation:
         newest = [Path(given)] if given else list(job.every("reward"))[-1:]
         folders = {name: checkpoint_of(path) for name, path in policies.items()}
         tokenizer = one_tokenizer(folders)
-        rewards = RewardModels.load(newest[0], job.recipe.model, reads=tokenizer) if newest else None
-        return cls(job, folders, rewards, tokenizer)
+        return cls(job, folders, newest[0] if newest else None, tokenizer)
+
+    @cached_property
+    def rewards(self) -> RewardModels:
+        """The reward models, read when they are first asked: what is wrong with prompts is said before."""
+        assert self.judged_by is not None
+        return RewardModels.load(self.judged_by, self.job.recipe.model, reads=self.tokenizer)
 
     def model(self, name: str) -> PreTrainedModel:
         """The policy, frozen."""

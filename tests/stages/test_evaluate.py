@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, DataError
 from rlhf.evaluation.behaviour import kinds_of_prompts
 from rlhf.evaluation.subject import Evaluation
+from rlhf.models.reward_models import RewardModels
 from stages import evaluate
 
 SMALL = {
@@ -74,3 +75,10 @@ def test_factual_and_creative_prompts_of_a_file_beside_the_micro_world(job_of, t
     assert {kind: [p.kind for p in prompts] for kind, prompts in found.items()} == {
         "factual": ["factual"] * 3, "creative": ["creative"] * 3,
     }  # fmt: skip
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_before_any_model_is_loaded(job_of, saved, monkeypatch):
+    monkeypatch.setattr(RewardModels, "load", None)
+    reads = {"policies": [saved.policy("sft")], "reward": [saved.reward("reward-1")], "preferences*": []}
+    with pytest.raises(DataError, match="an answer of 120 exceed the context of 128"):
+        evaluate.run(job_of("evaluate", reads=reads, prompts=4, max_new_tokens=120))

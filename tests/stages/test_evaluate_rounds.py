@@ -22,14 +22,14 @@ def preferences(folder, *ratings):
     return folder
 
 
-def test_every_rounds_models_meet_the_newest_pairs(job_of, tmp_path, saved, rewards, tokenizer):
+def test_every_rounds_models_meet_the_newest_pairs(job_of, tmp_path, saved, tokenizer):
     models = (saved.reward("reward-1"), saved.reward("reward-2"))
     rounds = [
         preferences(tmp_path / "preferences-1", "better", "better", "slightly", "slightly"),
         preferences(tmp_path / "preferences-2", "slightly", "better"),
     ]
     job = job_of("evaluate", reads={"preferences*": rounds, "reward*": models})
-    found = across_rounds(SimpleNamespace(job=job, rewards=rewards, tokenizer=tokenizer), models)
+    found = across_rounds(SimpleNamespace(job=job, judged_by=models[-1], tokenizer=tokenizer), models)
     for domain in ("helpfulness", "safety"):
         mix = found[domain]["rating_mix"]
         assert [(shares["better"], shares["slightly"]) for shares in mix.values()] == [(0.5, 0.5), (0.5, 0.5)]
@@ -40,8 +40,8 @@ def test_every_rounds_models_meet_the_newest_pairs(job_of, tmp_path, saved, rewa
         assert stale["on_its_own"]["n"] == 4
 
 
-def test_one_round_has_nothing_to_compare(job_of, tmp_path, saved, rewards, tokenizer):
+def test_one_round_has_nothing_to_compare(job_of, tmp_path, saved, tokenizer):
     models, rounds = (saved.reward("reward-1"),), [preferences(tmp_path / "preferences-1", "better")]
     job = job_of("evaluate", reads={"preferences*": rounds, "reward*": models})
-    found = across_rounds(SimpleNamespace(job=job, rewards=rewards, tokenizer=tokenizer), models)
+    found = across_rounds(SimpleNamespace(job=job, judged_by=models[-1], tokenizer=tokenizer), models)
     assert set(found["safety"]) == {"rating_mix"}
