@@ -18,7 +18,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
 
 WIDTH, HEIGHT = 3.75, 2.5
 MOST_POINTS = 150
@@ -206,6 +206,8 @@ def _columns(legend: Sequence[str]) -> int:
 def _finish(axes: Axes, x: str, y: str, *, legend: Sequence[str]) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
+    if isinstance(formatter := axes.yaxis.get_major_formatter(), ScalarFormatter):
+        formatter.set_useOffset(False)  # the offset would stand above the axes, where there is no room
     _make_room(axes, x, legend)
     if legend:
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=_columns(legend), borderaxespad=0.1)
