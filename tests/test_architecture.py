@@ -77,7 +77,7 @@ def test_heavy_libraries_have_one_door(library):
 
 @pytest.mark.parametrize("layer", ["functional", "data"])
 def test_lower_layers_do_not_import_higher_ones(layer):
-    higher = ("models", "generation", "rollout", "trainers", "evaluation")
+    higher = ("models", "generation", "rollout", "training", "evaluation")
     for path in RLHF:
         if layer in path.relative_to(ROOT).parts:
             assert not [module for module in imports(path) if module.startswith(tuple(f"rlhf.{up}" for up in higher))]

@@ -218,10 +218,10 @@ def test_votes_become_degrees(tmp_path):
 
 # ── published files, where there is a folder of them ─────────────────────────────────────────────────────────────────
 
-REAL = Path(os.environ.get("RLHF_REAL_DATA", "/nowhere")) / "preference"
+REAL = Path(os.environ.get("RLHF_DATA_REAL", "data-real")) / "preference"
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="RLHF_REAL_DATA names no folder of published sets")
+@pytest.mark.skipif(not REAL.is_dir(), reason="RLHF_DATA_REAL names no folder of published sets")
 @pytest.mark.parametrize(
     ("file", "rows", "rated"),
     [
