@@ -1,7 +1,7 @@
 """Ghost Attention: an instruction given once holds for the whole dialogue (3.3)."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlhf.data import feed
@@ -29,10 +29,14 @@ def run(job: Job) -> None:
     check_gate(job.one("reward"), config, stage="gatt", say=job.track.say)
     start = job.one("policy") / "checkpoint"
     tokenizer = load_tokenizer(start)
-    rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
 
-    engine = InProcess(load_policy(start, job.recipe.model), job.recipe.generation.rows_per_batch)
-    conversations = conversations_of(job, engine, tokenizer)
+    def speaker() -> InProcess:
+        return InProcess(load_policy(start, job.recipe.model), job.recipe.generation.rows_per_batch)
+
+    # Data first: a bad row is said before any model is loaded, unless the policy itself has to speak before.
+    conversations = conversations_of(job, speaker, tokenizer)
+    rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
+    engine = speaker()
     answers = converse(job, engine, tokenizer, rewards, conversations)
     rows = training_rows(job, conversations, answers)
     count = round(len(rows) * share_to_ratio(config.replay_share))
@@ -46,11 +50,11 @@ def run(job: Job) -> None:
     save(policy, tokenizer, job.out / "checkpoint")
 
 
-def conversations_of(job: Job, policy, tokenizer) -> list[Conversation]:
+def conversations_of(job: Job, speaker: Callable[[], InProcess], tokenizer) -> list[Conversation]:
     """What users say, each dialogue under an instruction: from the data, or spoken by the policy itself."""
     config = job.config
     embedded = all(source.name == feed.MICROWORLD for source in config.data)
-    lists = worldly.LISTS if embedded else lists_of(job, policy, tokenizer)
+    lists = worldly.LISTS if embedded else lists_of(job, speaker, tokenizer)
     if config.users == "data":
         return feed.conversations(
             config.data,
@@ -65,7 +69,7 @@ def conversations_of(job: Job, policy, tokenizer) -> list[Conversation]:
             test_share=job.recipe.data.test_share,
             say=job.track.say,
         )
-    said = self_play(job, policy, tokenizer)
+    said = self_play(job, speaker(), tokenizer)
     turns, withdrawal = (config.min_turns, config.max_turns), worldly.WITHDRAWAL if embedded else WITHDRAWAL
     source = feed.MICROWORLD if embedded else "self-play"
     rows = under_instructions(said, lists, config.dialogues, turns=turns, seed=job.seed, prefix="gatt", source=source)
@@ -73,13 +77,13 @@ def conversations_of(job: Job, policy, tokenizer) -> list[Conversation]:
     return with_changes(rows, config.change_share, lists=lists, seed=job.seed, withdrawal=withdrawal)
 
 
-def lists_of(job: Job, policy, tokenizer) -> Lists:
+def lists_of(job: Job, speaker: Callable[[], InProcess], tokenizer) -> Lists:
     """What constraints are drawn from: a file, or lists by the policy itself (A.3.5)."""
     config = job.config
     if config.instructions.path:
         return read_lists(Path(config.instructions.path))
     return selfplay.written_lists(
-        policy,
+        speaker(),
         tokenizer,
         items=config.instructions.items,
         max_new_tokens=config.max_new_tokens,

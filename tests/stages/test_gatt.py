@@ -11,6 +11,7 @@ from rlhf.data.chat import encode_dialogue, encode_prompt
 from rlhf.data.conversations import Change, Conversation
 from rlhf.data.instructions import Instruction
 from rlhf.data.types import Dialogue, Prompt, Turn, read_jsonl
+from rlhf.errors import DataError
 from rlhf.generation.protocol import Completion, Sampling
 from rlhf.models.score import score
 from rlhf.rollout import Sample
@@ -282,7 +283,7 @@ def test_the_policy_may_speak_for_the_user(job_of, policy, tokenizer):
         "gatt", users="policy", dialogues=24, min_turns=1, max_turns=2, max_new_tokens=24, model={"max_length": 512}
     )
     policy.config.max_position_embeddings = 512
-    rows = gatt.conversations_of(job, policy, tokenizer)
+    rows = gatt.conversations_of(job, lambda: policy, tokenizer)
     assert len(rows) == 24
     assert {row.source for row in rows} == {"microworld"}
     assert all(row.instruction and 1 <= len(row.user_turns) <= 2 for row in rows)
@@ -327,3 +328,18 @@ def test_the_stage_leaves_its_rows_and_a_policy(job_of, saved, monkeypatch):
     assert all(row.turns[0].role == "system" for row in ghosts)
     assert trained == [(rows, {row.id for row in ghosts})]  # the others bear loss on every answer
     assert (job.out / "checkpoint" / "model.safetensors").exists()
+
+
+def test_a_bad_row_is_refused_before_any_model_is_loaded(job_of, saved, monkeypatch, tmp_path):
+    monkeypatch.setattr(gatt, "load_policy", None)
+    monkeypatch.setattr(gatt, "RewardModels", None)
+    (tmp_path / "dialogues.jsonl").write_text('{"messages": 3}\n')
+    (tmp_path / "lists.json").write_text('{"hobbies": ["chess", "golf", "judo", "running"]}')
+    job = job_of(
+        "gatt",
+        reads={"policy": [saved.policy("sft")], "reward": [saved.reward("reward-1")]},
+        data=[{"name": "mine", "path": str(tmp_path / "dialogues.jsonl")}],
+        instructions={"path": str(tmp_path / "lists.json")},
+    )
+    with pytest.raises(DataError, match="messages"):
+        gatt.run(job)
