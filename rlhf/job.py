@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.checkpoint import read_manifest
 from rlhf.disk import write_text
-from rlhf.planning.steps import Step
+from rlhf.planning.steps import Step, stage_of
 from rlhf.provenance.meter import Journal
 from rlhf.resume.preemption import Stop
 from rlhf.resume.saves import Saves
@@ -46,6 +46,11 @@ class Job:
     """Where a training loop is; a killed one goes on from there."""
     shards: Shards
     """What was generated so far; a killed stage reads it back."""
+
+    @property
+    def stage(self) -> str:
+        """The stage of the step: reward of reward-2."""
+        return stage_of(self.name)
 
     def every(self, token: str) -> tuple[Path, ...]:
         """The artefact folders that a token of the stage's `reads` stands for, oldest first."""

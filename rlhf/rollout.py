@@ -17,17 +17,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.data.chat import decode_completion, encode_prompt
 from rlhf.data.types import Prompt
 from rlhf.errors import DataError
+from rlhf.finite import require_finite
 from rlhf.functional.kl import exact_kl
 from rlhf.functional.logprobs import chosen_logprobs
 from rlhf.generation.protocol import Completion, Engine, Request, Sampling
-from rlhf.generation.ranks import dealt
 from rlhf.generation.transformers import InProcess
 from rlhf.models.load import context_of, load_policy
 from rlhf.models.score import pad_right, token_values
+from rlhf.processes.ranks import dealt
 from rlhf.provenance.fingerprint import digest
 from rlhf.resume.shards import generated, kept
 from rlhf.schema import GenerationConfig, ModelConfig
-from rlhf.training.finite import require_finite
 
 CHUNK = 256
 """Rows that are kept together, of an engine that makes batches of its own."""

@@ -16,7 +16,7 @@ from rlhf.models.gate import check_gate
 from rlhf.models.load import load_policy, load_tokenizer, policy_to_train, save
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
-from rlhf.rollout import Sample, sample
+from rlhf.rollout import Sample, require_fit, sample
 from rlhf.training.finetune import fine_tune
 from rlhf.training.rehearsal import replay, share_to_ratio
 
@@ -27,10 +27,12 @@ def run(job: Job) -> None:
     check_gate(job.one("reward"), config, stage="distill", say=job.track.say)
     start = job.one("policy") / "checkpoint"
     tokenizer = load_tokenizer(start)
+    # Prompts first: one that is malformed or too long is said before any model is loaded.
+    prompts = asked(job)
+    require_fit(start, prompts, tokenizer, longest=config.max_new_tokens)
     engine = InProcess(load_policy(start, job.recipe.model), job.recipe.generation.rows_per_batch)
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
 
-    prompts = asked(job)
     once = Sampling(1, config.temperature, config.max_new_tokens)
     twice = Sampling(2, config.temperature, config.max_new_tokens)
     plain, other = zip(*sample(engine, tokenizer, prompts, twice, seed=job.seed_of("plain")), strict=True)

@@ -10,7 +10,6 @@ from rlhf.data.conversations import Conversation, Said, under_instructions, with
 from rlhf.data.gatt import spread, training_dialogue
 from rlhf.data.instructions import WITHDRAWAL, Lists, read_lists
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
-from rlhf.generation import selfplay
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import InProcess
 from rlhf.microworld import dialogues as worldly
@@ -19,6 +18,7 @@ from rlhf.models.load import load_policy, load_tokenizer, policy_to_train, save
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample
+from rlhf.training import selfplay
 from rlhf.training.finetune import fine_tune
 from rlhf.training.rehearsal import best_answers, replay, share_to_ratio
 

@@ -14,6 +14,7 @@ from rlhf.data import feed
 from rlhf.data.types import Prompt
 from rlhf.errors import DataError
 from rlhf.evaluation.gold import gold_of
+from rlhf.finite import require_finite
 from rlhf.functional.gae import gae
 from rlhf.functional.kl import kl_estimate, token_rewards
 from rlhf.functional.logprobs import entropy
@@ -42,7 +43,6 @@ from rlhf.rollout import (
 )
 from rlhf.tracking.health import Watch, length_slope
 from rlhf.training.early_stopping import EarlyStopping
-from rlhf.training.finite import require_finite
 
 STATISTICS = (
     *("loss/policy_avg", "loss/value_avg", "policy/clipfrac_avg", "policy/approxkl_avg", "val/ratio"),

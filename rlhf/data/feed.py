@@ -27,7 +27,6 @@ from rlhf.data.types import Dialogue, Preference, Prompt, read_jsonl
 from rlhf.errors import ConfigError, DataError
 from rlhf.microworld import corpus
 from rlhf.microworld import dialogues as worldly
-from rlhf.planning.steps import stage_of
 from rlhf.schema import MICROWORLD, MicroworldConfig, Source
 
 if TYPE_CHECKING:
@@ -135,7 +134,7 @@ def asked(
         job.config.data,
         count,
         seed=job.seed_of(label),
-        stage=stage_of(job.name),
+        stage=job.stage,
         world=world if share is None else world.model_copy(update={"instruction_share": share}),
         mix=mix or both_domains(world),
         side=side,

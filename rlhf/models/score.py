@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf.generation.ranks import dealt
-from rlhf.training.finite import require_finite
+from rlhf.finite import require_finite
+from rlhf.processes.ranks import dealt
 
 
 def token_values(

@@ -68,7 +68,7 @@ def fine_tune(
     tokens = sum(len(row.input_ids) for row in rows)
     job.track.say(f"{len(rows):,} dialogues, {tokens:,} tokens, {trained / tokens:.0%} of them bear loss")
     job.track.say(f"packed into {len(packed):,} rows, {total} steps")
-    what = part or job.name.partition("-")[0]
+    what = part or job.stage
     fit_lm(policy, tokenizer, packed, schedule, config, seed=job.seed, track=job.track, saves=job.saves, what=what)
 
 

@@ -1,6 +1,6 @@
-"""Sampling on several processes: prompts are dealt out, answers are collected once, and nothing is shared between.
+"""Work dealt out to several processes: prompts to answer, rows to score; results are collected once, nothing between.
 
-There is no collective inside decoding, so a process whose answers are longer, or that has no prompt at all, holds up
+There is no collective inside the work, so a process whose answers are longer, or that has no prompt at all, holds up
 nobody before the end. A process that fails says so to the others there, and they do not wait for it.
 """
 

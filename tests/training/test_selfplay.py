@@ -4,9 +4,9 @@ import pytest
 
 from rlhf.data.types import Prompt, Turn
 from rlhf.errors import DataError
-from rlhf.generation import selfplay
 from rlhf.generation.protocol import Completion
 from rlhf.rollout import Sample
+from rlhf.training import selfplay
 
 OPENINGS = [Prompt(name, (Turn("user", f"{name}1"),), "x", is_safety=False) for name in "ab"]
 

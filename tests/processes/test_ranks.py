@@ -10,8 +10,8 @@ from torch import distributed
 
 from rlhf.errors import RlhfError
 from rlhf.generation.protocol import Request, Sampling
-from rlhf.generation.ranks import dealt
 from rlhf.generation.transformers import generate
+from rlhf.processes.ranks import dealt
 
 PROMPTS = [[5, 9, 17], [20, 8, 40, 41, 12, 9], [60], [7, 7, 8, 9, 10, 11, 12], [33, 34]]
 SAMPLING = Sampling(3, 1.0, 12)
