@@ -14,7 +14,7 @@ from rlhf.generation.protocol import Sampling
 from rlhf.microworld.annotator import annotate
 from rlhf.models.load import load_tokenizer
 from rlhf.pipeline import Job
-from rlhf.rollout import Sample, sample, sampler
+from rlhf.rollout import Sample, require_fit, sample, sampler
 
 
 def run(job: Job) -> None:
@@ -112,6 +112,7 @@ def answers(job: Job, policies: list[Path], prompts: list[Prompt]) -> list[list[
     with job.track.progress(2 * len(prompts), "answers") as bar:
         for place, path in enumerate((policies[-1], policies[0])):
             tokenizer = load_tokenizer(path / "checkpoint")
+            require_fit(path / "checkpoint", prompts, tokenizer, longest=job.config.max_new_tokens)
             policy = sampler(job.recipe.generation, path / "checkpoint", job.recipe.model)
             rng = random.Random(f"{job.seed}/{place}")
             drawn = [rng.choice(job.config.temperatures) for _ in prompts]

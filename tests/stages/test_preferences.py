@@ -8,7 +8,7 @@ import pytest
 
 from rlhf.annotation import store
 from rlhf.data.types import Preference, Prompt, Turn, read_jsonl
-from rlhf.errors import PreemptedError
+from rlhf.errors import DataError, PreemptedError
 from rlhf.generation.protocol import Completion
 from rlhf.microworld.language import pair_held_out
 from rlhf.microworld.oracle import read_prompt
@@ -36,6 +36,7 @@ def drawn(monkeypatch, policy, tokenizer):
     monkeypatch.setattr(preferences, "sampler", sampler)
     monkeypatch.setattr(preferences, "load_tokenizer", lambda path: tokenizer)
     monkeypatch.setattr(preferences, "sample", sample)
+    monkeypatch.setattr(preferences, "require_fit", lambda *_, **__: None)  # there is no checkpoint
     return loaded, samples
 
 
@@ -182,3 +183,10 @@ def test_people_rate_what_waits_for_them(job_of, tmp_path, monkeypatch):
 def test_an_annotator_needs_what_it_needs(job_of, settings, what):
     with pytest.raises(ValueError, match=what):
         job_of("preferences", **settings)
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_before_any_model_is_loaded(job_of, saved, monkeypatch):
+    monkeypatch.setattr(preferences, "sampler", None)
+    job = job_of("preferences", round=1, reads={"policies": [saved.policy("sft")]}, max_new_tokens=120)
+    with pytest.raises(DataError, match="an answer of 120 exceed the context of 128"):
+        preferences.run(job)
