@@ -44,8 +44,7 @@ def hold(step: Step, recipe: Recipe, run_dir: Path) -> None:
     for rank, (found, free) in enumerate(told):
         if free < ROOM:
             raise DiskError(f"process {rank} on {found['host']} has {free:,} bytes free, {ROOM:,} are needed")
-    device = torch.device("cuda", torch.cuda.current_device()) if distributed.get_backend() == "nccl" else "cpu"
-    total = team.summed(torch.tensor(float(team.rank() + 1), device=device)).item()
+    total = team.summed(torch.tensor(float(team.rank() + 1))).item()
     if total != team.size() * (team.size() + 1) / 2:
         raise RlhfError(f"a sum over {team.size()} processes came out as {total:g}: their network cannot be trusted")
 

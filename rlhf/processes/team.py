@@ -100,9 +100,11 @@ def gathered(rows: list[int]) -> list[int]:
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """The sum over all processes, in place."""
+    """The sum over all processes, in place, wherever the tensor lies: nccl adds up on GPUs only."""
     if size() > 1:
         from torch import distributed
 
-        distributed.all_reduce(tensor)
+        there = tensor.to("cuda") if distributed.get_backend() == "nccl" else tensor
+        distributed.all_reduce(there)
+        tensor.copy_(there)
     return tensor
