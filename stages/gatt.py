@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rlhf.data import feed
 from rlhf.data.chat import encode_prompt
-from rlhf.data.conversations import Conversation, Said, under_instructions, with_changes
+from rlhf.data.conversations import Conversation, Said, Without, under_instructions, with_changes
 from rlhf.data.gatt import spread, training_dialogue
 from rlhf.data.instructions import WITHDRAWAL, Lists, read_lists
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
@@ -66,12 +66,14 @@ def conversations_of(job: Job, speaker: Callable[[], InProcess], tokenizer) -> l
             stage="gatt",
             lists=lists,
             change_share=config.change_share,
+            unseen=config.unseen,
             test_share=job.recipe.data.test_share,
             say=job.track.say,
         )
     said = self_play(job, speaker(), tokenizer)
     turns, withdrawal = (config.min_turns, config.max_turns), worldly.WITHDRAWAL if embedded else WITHDRAWAL
     source = feed.MICROWORLD if embedded else "self-play"
+    lists = Without(lists, config.unseen)
     rows = under_instructions(said, lists, config.dialogues, turns=turns, seed=job.seed, prefix="gatt", source=source)
     job.track.say(f"{len(rows):,} conversations from {len(said):,} that the policy held with itself")
     return with_changes(rows, config.change_share, lists=lists, seed=job.seed, withdrawal=withdrawal)

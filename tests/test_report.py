@@ -655,3 +655,13 @@ def test_alarms_stand_in_the_report_with_what_helps():
     [row] = sheet.rows
     assert row[:2] == ("ppo: gen/eos_rate", "only 20% of the answers end by themselves")
     assert health_sheet({"sft": metrics["sft"]}) is None
+
+
+def test_changed_and_unseen_instructions_have_rows_of_their_own():
+    found = {"n": 2, "before_policy": "rejection-3", "after_policy": "gatt", "changed_at": 11}
+    found |= {"before": {"2": 1.0}, "after": {"2": 1.0, "20": 0.5}, "changed_after": {"20": 0.25}, "unseen_after": {}}
+    assert table.multi_turn_sheet({"multi_turn": found}).rows == (
+        ("before (rejection-3)", "100%", "–"),
+        ("after (gatt)", "100%", "50%"),
+        ("after (gatt), changed at 11", "–", "25%"),
+    )

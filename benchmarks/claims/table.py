@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.evaluation.experiments import Experiment, Report, at
+from rlhf.microworld.instructions import ROLE_INSTRUCTIONS
 
 Arms = Mapping[str, Report]
 
@@ -23,26 +24,30 @@ class Arm:
     """The arm whose steps come before the run's own."""
 
 
+def measured(*policies: str, less: tuple[str, ...]) -> tuple[str, ...]:
+    """Evaluation of these policies, with settings that leave most of it out."""
+    named = ", ".join(f"{{name: {policy}}}" for policy in policies)
+    never = ("best_of_prompts=2", "best_of_samples=1", "temperatures=[1.0]", "attention=0", "diversity_prompts=0")
+    return (f"evaluate.policies=[{named}]", *(f"evaluate.{setting}" for setting in (*never, *less)))
+
+
 def only(*policies: str) -> tuple[str, ...]:
     """Evaluation of single answers, and of nothing else."""
-    named = ", ".join(f"{{name: {policy}}}" for policy in policies)
-    less = (
-        "best_of_prompts=2",
-        "best_of_samples=1",
-        "temperatures=[1.0]",
-        "dialogues=1",
-        "turns=[1]",
-        "attention=0",
-        "diversity_prompts=0",
-    )
-    return (f"evaluate.policies=[{named}]", *(f"evaluate.{setting}" for setting in less))
+    return measured(*policies, less=("dialogues=1", "turns=[1]"))
 
 
+def only_turns(*policies: str) -> tuple[str, ...]:
+    """Evaluation of dialogues of many turns, of more of them than a run has, and of nothing else."""
+    return measured(*policies, less=("prompts=4", "dialogues=96", "changes=60"))
+
+
+ROLES = "[" + ", ".join(instruction.text for instruction in ROLE_INSTRUCTIONS) + "]"
 SMALL = ("model.hidden_size=64", "model.intermediate_size=176")
 DISTILLED = (
     "stages=[base, sft, preferences, reward, rejection, distill, evaluate]",
     "rounds=1",
     "microworld.caution_share=0.2",
+    *only("rejection-1", "distill"),
 )
 ARMS: Mapping[str, Arm] = {
     "run": Arm(),
@@ -63,9 +68,11 @@ ARMS: Mapping[str, Arm] = {
     "no-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0", *only("gatt", "ppo"))),
     "small-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0.05", *only("gatt", "ppo"))),
     "helpfulness-only": Arm(("ppo", "evaluate"), ("ppo.combine=helpfulness", *only("gatt", "ppo"))),
-    "all-answers": Arm(("gatt", "evaluate"), ("gatt.train_on=all_answers",)),
-    "changing": Arm(("gatt", "evaluate"), ("gatt.change_share=0.5", "evaluate.changes=60")),
-    "steady": Arm(("evaluate",), ("evaluate.changes=60",)),
+    "all-answers": Arm(("gatt", "evaluate"), ("gatt.train_on=all_answers", *only_turns("rejection-3", "gatt"))),
+    "changing": Arm(("gatt", "evaluate"), ("gatt.change_share=0.5", *only_turns("rejection-3", "gatt"))),
+    "steady": Arm(("evaluate",), only_turns("rejection-3", "gatt")),
+    "no-roles": Arm(("gatt", "evaluate"), (f"gatt.unseen={ROLES}", f"evaluate.unseen={ROLES}",
+                                           *only_turns("rejection-3", "gatt"))),
     "scaling": Arm(("scaling",), ("stages=[base, sft, preferences, reward, rejection, scaling]",)),
     "cautious": Arm(("sft", "preferences-1", "reward-1", "rejection-1"), DISTILLED),
     "generic": Arm(("distill", "evaluate"), (*DISTILLED, "distill.preprompt=generic"), like="cautious"),
@@ -221,10 +228,17 @@ TABLE = (
     ),
     in_run("B28", "the instruction is lost by turn 6 without Ghost Attention and kept to turn 20 with it", "Table 30"),
     Experiment(
-        "B29", "loss on earlier answers hurts", "3.3", ("run", "all-answers"),
-        {"turn 20": gain("evaluate/multi_turn/after/20", "run", "all-answers")},
+        "B29", "loss on earlier answers hurts", "3.3", ("steady", "all-answers"),
+        {"turn 20": gain("evaluate/multi_turn/after/20", "steady", "all-answers")},
     ),
-    cannot("B30", "constraints of other kinds are kept, too", "Fig 28", "the micro-world holds no instruction out"),
+    Experiment(
+        "B30", "roles, a first and a last word at once, are kept without one in Ghost Attention's dialogues", "Fig 28",
+        ("no-roles",),
+        {
+            "turn 20 over before": gain(
+                "evaluate/multi_turn/unseen_after/20", "no-roles", other="evaluate/multi_turn/unseen_before/20")
+        },
+    ),
     Experiment(
         "B31", "late answers attend more to the instruction", "Fig 10", ("run",),
         {"turn 20": gain("evaluate/attention/after/20", other="evaluate/attention/before/20")},

@@ -9,12 +9,42 @@ from typing import Protocol
 
 from rlhf.data.instructions import WITHDRAWAL, Instruction
 from rlhf.data.types import Dialogue
+from rlhf.errors import ConfigError
+
+TRIES = 1000  # draws after which the lists are taken to hold nothing else
 
 
 class Drawn(Protocol):
     """Whatever instructions can be drawn from."""
 
     def draw(self, rng: random.Random) -> Instruction: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Without:
+    """Lists from which no instruction comes that holds one of these texts."""
+
+    lists: Drawn
+    unseen: tuple[str, ...]
+
+    def draw(self, rng: random.Random) -> Instruction:
+        drawn = (self.lists.draw(rng) for _ in range(TRIES))
+        found = next((instruction for instruction in drawn if not self.names(instruction.text)), None)
+        if found is None:
+            raise ConfigError("without those of gatt.unseen there is no instruction left", where="gatt.unseen")
+        return found
+
+    def names(self, text: str) -> bool:
+        """Whether an instruction holds one of the texts."""
+        return any(unseen in text for unseen in self.unseen)
+
+    def instead(self, rows: Sequence[Conversation], seed: int) -> list[Conversation]:
+        """The conversations, with another instruction where theirs holds one of the texts."""
+        rng, found = random.Random(f"unseen/{seed}"), []
+        for c in rows:
+            drawn = self.draw(rng) if self.names(c.instruction) else Instruction(c.instruction, c.short)
+            found.append(replace(c, instruction=drawn.text, short=drawn.short))
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from rlhf.data import formats, sources
-from rlhf.data.conversations import Conversation, Drawn, said_in, under_instructions, with_changes
+from rlhf.data.conversations import Conversation, Drawn, Without, said_in, under_instructions, with_changes
 from rlhf.data.instructions import WITHDRAWAL
 from rlhf.data.ledger import SIDES, Ledger, side_used
 from rlhf.data.sources import Counts
@@ -189,6 +189,7 @@ def conversations(
     stage: str,
     lists: Drawn | None = None,
     change_share: float = 0.0,
+    unseen: tuple[str, ...] = (),
     test_share: float,
     say: Say = print,
 ) -> list[Conversation]:
@@ -196,6 +197,7 @@ def conversations(
 
     Args:
         lists: what instructions for dialogues of public sets are drawn from; the micro-world has its own.
+        unseen: no instruction holds one of these texts.
     """
     found: list[Conversation] = []
     turns = (min_turns, max_turns)
@@ -214,7 +216,10 @@ def conversations(
             said = [said_in(dialogue, is_safety=source.kind == "safety") for dialogue in side]
             name = f"{stage}-{source.name}"
             rows = under_instructions(said, lists, count, turns=turns, seed=seed, prefix=name, source=source.name)
-        found += with_changes(rows, change_share, lists=known, seed=seed, withdrawal=withdrawal)
+        allowed = Without(known, unseen)
+        found += with_changes(
+            allowed.instead(rows, seed), change_share, lists=allowed, seed=seed, withdrawal=withdrawal
+        )
     if not found:
         raise DataError(
             f"{stage}.data holds no dialogue of {min_turns} user turns or more without a system message",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ def multi_turn(e: Evaluation) -> dict[str, Any]:
         return {}
     config, shown = e.job.config, around_gatt(e)
     held = conversations(e, config.dialogues)
+    unseen = [replace(c, instruction=text) for c, text in zip(held, cycle(config.unseen), strict=False)]
     half = max(config.turns) // 2
     turned = [at_half(c, half) for c in conversations(e, config.changes)] if config.changes else []
     later = [turn for turn in range(half + 1, max(config.turns) + 1) if turn in config.turns or turn == half + 1]
@@ -72,10 +75,11 @@ def multi_turn(e: Evaluation) -> dict[str, Any]:
             found[label] = kept.table()
             found[f"content_{label}"] = {str(turn): value for turn, value in kept.content.items()}
             found[f"interval_{label}"] = kept.intervals()
-            if turned:
-                new = follow_rates(policy, e.tokenizer, turned, turns=later, max_new_tokens=longest)
-                found[f"changed_{label}"] = new.table()
-                found[f"interval_changed_{label}"] = new.intervals()
+            for what, others, looked_at in (("changed", turned, later), ("unseen", unseen, config.turns)):
+                if others:
+                    rates = follow_rates(policy, e.tokenizer, others, turns=looked_at, max_new_tokens=longest)
+                    found[f"{what}_{label}"] = rates.table()
+                    found[f"interval_{what}_{label}"] = rates.intervals()
             bar.advance(1)
     return found | ({"changed_n": len(turned), "changed_at": half + 1} if turned else {})
 

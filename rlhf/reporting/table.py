@@ -165,14 +165,15 @@ def gate_sheet(report: Report) -> Sheet | None:
 def multi_turn_sheet(report: Report) -> Sheet | None:
     """The share of dialogues that still follow an instruction given once, by turn (Table 30)."""
     found = report.get("multi_turn", {})
-    rates = {when: found[when] for when in ("before", "after") if found.get(when)}
+    asked = {"": "", "changed_": f", changed at {found.get('changed_at')}", "unseen_": ", never trained"}
+    rates = {(when, how): found[how + when] for how in asked for when in ("before", "after") if found.get(how + when)}
     if not rates:
         return None
     turns = sorted({turn for by_turn in rates.values() for turn in by_turn}, key=float)
     rows = []
-    for when, by_turn in rates.items():
+    for (when, how), by_turn in rates.items():
         policy = found.get(f"{when}_policy")
-        name = f"{when} ({policy})" if policy else when
+        name = (f"{when} ({policy})" if policy else when) + asked[how]
         rows.append((name, *(percent(by_turn[t]) if t in by_turn else ABSENT for t in turns)))
     n = f"{found['n']:,} dialogues, " if found.get("n") else ""
     note = f"{n}Ghost Attention before and after; instruction given in the first turn only"

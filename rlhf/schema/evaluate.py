@@ -38,6 +38,7 @@ class EvaluateConfig(Combine):
         (2, 4, 6, 20), "A.3.5", "user turns at which the instruction is checked", min_length=1
     )
     changes: Count = ours(0, "conversations whose instruction is changed or withdrawn half way", "beyond the paper")
+    unseen: tuple[str, ...] = ours((), "instructions of a further multi-turn test: what gatt.unseen left out (Fig 28)")
     attention: Count = ours(8, "conversations in which attention to the instruction is read (Fig 10)")
     diversity_prompts: Count = paper(10, "5.1", "factual prompts, and as many creative ones (Fig 21)")
     diversity_samples: int = paper(25, "5.1", "answers to each of them at every temperature", ge=2)

@@ -28,6 +28,9 @@ class GAttConfig(FineTune, Combine, Gate):
     change_share: Share = ours(
         0.0, "share of conversations whose instruction is changed or withdrawn", "future work in the paper (3.3)"
     )
+    unseen: tuple[str, ...] = ours(
+        (), "no conversation is under an instruction that holds one of these texts", "what is never trained (Fig 28)"
+    )
     dialogues: Positive = ours(1000, "conversations to make")
     cuts: Positive = ours(3, "training rows a conversation: it ends at so many random turns", "sampling costs most")
     min_turns: Positive = ours(2, "user turns of the shortest")

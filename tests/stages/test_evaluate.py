@@ -14,8 +14,8 @@ from stages import evaluate
 
 SMALL = {
     "prompts": 8, "max_new_tokens": 4, "best_of_prompts": 2, "best_of_samples": 2, "temperatures": [1.0],
-    "dialogues": 2, "turns": [1, 2], "changes": 2, "attention": 2, "diversity_prompts": 1, "diversity_samples": 2,
-    "diversity_temperatures": [0.5, 1.0], "samples": 2,
+    "dialogues": 2, "turns": [1, 2], "changes": 2, "unseen": ["always talk like a cat"], "attention": 2,
+    "diversity_prompts": 1, "diversity_samples": 2, "diversity_temperatures": [0.5, 1.0], "samples": 2,
 }  # fmt: skip
 
 
@@ -34,6 +34,7 @@ def test_one_checkpoint_by_itself(job_of, saved, policy):
     assert set(found["policies"]) == {"gatt"}
     assert set(found["multi_turn"]["after"]) == {"1", "2"}
     assert set(found["multi_turn"]["changed_after"]) == {"2"}
+    assert set(found["multi_turn"]["unseen_after"]) == {"1", "2"}
     assert set(found["attention"]["after"]) == {"1", "2"}
     assert set(found["diversity"]["gatt"]) == {"factual", "creative"}
     assert found["win_rates"] == {}  # nobody to win against

@@ -11,7 +11,7 @@ from rlhf.data.chat import encode_dialogue, encode_prompt
 from rlhf.data.conversations import Change, Conversation
 from rlhf.data.instructions import Instruction
 from rlhf.data.types import Dialogue, Prompt, Turn, read_jsonl
-from rlhf.errors import DataError
+from rlhf.errors import ConfigError, DataError
 from rlhf.generation.protocol import Completion, Sampling
 from rlhf.models.score import score
 from rlhf.rollout import Sample
@@ -343,3 +343,25 @@ def test_a_bad_row_is_refused_before_any_model_is_loaded(job_of, saved, monkeypa
     )
     with pytest.raises(DataError, match="messages"):
         gatt.run(job)
+
+
+# ── instructions that are never trained ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_no_conversation_is_under_an_unseen_instruction_nor_changed_to_one(job_of, policy, tokenizer):
+    """Roles are about a third of all instructions; without them the other conversations are what they were."""
+    told = {}
+    for unseen in ([], ["talk like"]):
+        job = job_of("gatt", dialogues=40, min_turns=2, max_turns=3, change_share=0.5, unseen=unseen)
+        told[bool(unseen)] = gatt.conversations_of(job, lambda: policy, tokenizer)
+    assert any("talk like" in c.instruction for c in told[False])
+    for before, after in zip(told[False], told[True], strict=True):
+        assert "talk like" not in after.instruction + (after.change.holds if after.change else "")
+        assert after.short != before.short or after.instruction == before.instruction
+        if "talk like" not in before.instruction:
+            assert (after.instruction, after.user_turns) == (before.instruction, before.user_turns)
+
+
+def test_where_no_instruction_is_left_it_says_so(job_of, policy, tokenizer):
+    with pytest.raises(ConfigError, match="no instruction left"):
+        gatt.conversations_of(job_of("gatt", dialogues=4, unseen=["always"]), lambda: policy, tokenizer)
