@@ -68,6 +68,8 @@ ARMS: Mapping[str, Arm] = {
     "no-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0", *only("gatt", "ppo"))),
     "small-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0.05", *only("gatt", "ppo"))),
     "helpfulness-only": Arm(("ppo", "evaluate"), ("ppo.combine=helpfulness", *only("gatt", "ppo"))),
+    "general": Arm(("reward-3", "evaluate"),
+                   ("reward.helpfulness_share=0.5", *only("sft", "rejection-3", "gatt", "ppo"))),
     "all-answers": Arm(("gatt", "evaluate"), ("gatt.train_on=all_answers", *only_turns("rejection-3", "gatt"))),
     "changing": Arm(("gatt", "evaluate"), ("gatt.change_share=0.5", *only_turns("rejection-3", "gatt"))),
     "steady": Arm(("evaluate",), only_turns("rejection-3", "gatt")),
@@ -212,7 +214,15 @@ TABLE = (
                 "evaluate/win_rates/ppo/own/helpfulness/rate", other="evaluate/win_rates/ppo/gold/helpfulness/rate")
         },
     ),
-    cannot("B25", "a general reward model agrees across versions", "3.4.1", "there is no other reward model here"),
+    Experiment(
+        "B25", "a general reward model, which is nobody's reward, rises with the versions, too", "3.4.1", ("general",),
+        {
+            f"{first} to {last}": gain(
+                f"{POLICIES}/{last}/reward_helpfulness", "general", "general",
+                f"{POLICIES}/{first}/reward_helpfulness")
+            for first, last in (("sft", "rejection-3"), ("rejection-3", "ppo"))
+        },
+    ),
     Experiment(
         "B26", "a further round improves on the one before", "Fig 11", ("run",),
         {"gold": gain(f"{POLICIES}/rejection-3/gold_quality", other=f"{POLICIES}/rejection-1/gold_quality")},
@@ -236,7 +246,8 @@ TABLE = (
         ("no-roles",),
         {
             "turn 20 over before": gain(
-                "evaluate/multi_turn/unseen_after/20", "no-roles", other="evaluate/multi_turn/unseen_before/20")
+                "evaluate/multi_turn/unseen_after/20", "no-roles", "no-roles",
+                "evaluate/multi_turn/unseen_before/20")
         },
     ),
     Experiment(
