@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -60,7 +59,6 @@ class Models:
     rewards: RewardModels
     tokenizer: PreTrainedTokenizerBase
     combine: Combiner = field(default_factory=Combiner)
-    accelerator: Accelerator = field(default_factory=Accelerator)
 
 
 def run(job: Job) -> None:
@@ -110,7 +108,7 @@ def load_models(job: Job) -> Models:
 def make_optimizers(models: Models, config) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """AdamW with a constant learning rate, one for the policy and one for the critic."""
     common = {"betas": (config.beta1, config.beta2), "eps": config.eps, "weight_decay": config.weight_decay}
-    return models.accelerator.prepare(
+    return (
         torch.optim.AdamW(trained(models.policy), lr=config.learning_rate, **common),
         torch.optim.AdamW(trained(models.critic), lr=config.critic_learning_rate, **common),
     )
@@ -246,7 +244,7 @@ def update(
         for parameter in trained(models.policy) + trained(models.critic):
             parameter.grad = team.summed(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
         norms = [
-            models.accelerator.clip_grad_norm_(trained(model), config.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(trained(model), config.max_grad_norm)
             for model in (models.policy, models.critic)
         ]
         for name, norm in zip(("policy", "critic"), norms, strict=True):
@@ -279,12 +277,12 @@ def backward(config, models: Models, part: Rollout, learn: Learn, index: Tensor,
     loss, stats = policy_loss(
         logprobs, old_logprobs, advantages, mask, clip_range=config.clip_range, denominator=tokens
     )
-    models.accelerator.backward(loss)
+    loss.backward()
     values = completion_values(models.critic, part)
     critic_loss = value_loss(
         values, old_values, returns, mask, value_clip_range=config.value_clip_range, denominator=tokens
     )
-    models.accelerator.backward(critic_loss)
+    critic_loss.backward()
     with torch.no_grad():
         mean_entropy = entropy(logits.detach()[None] / config.temperature).sum() / tokens
     return {

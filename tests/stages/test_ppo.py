@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from rlhf.data.collate import PackedRow
 from rlhf.errors import DataError, NonFiniteError
 from rlhf.microworld.language import pair_held_out
 from rlhf.microworld.oracle import read_prompt
@@ -23,8 +22,7 @@ from rlhf.models.combiner import Combiner
 from rlhf.models.load import freeze, load_policy
 from rlhf.models.score import score, token_values
 from rlhf.rollout import Rollout, completion_logprobs
-from rlhf.schema import AdamW, ModelConfig
-from rlhf.training.trainers import Schedule, fit_lm
+from rlhf.schema import ModelConfig
 from stages import ppo
 
 SMALL = {"batch_size": 8, "minibatch_size": 4, "max_new_tokens": 6, "heldout_prompts": 4, "learning_rate": 1e-3}
@@ -312,21 +310,6 @@ def test_microbatches_are_worth_the_minibatch_they_make(job_of, models, micro):
     assert distance(split.critic, weights(models.critic)) < 1e-5
     assert distance(models.policy, start[0]) > 1e-3
     assert split_stats == pytest.approx(whole_stats, abs=1e-4)
-
-
-def test_training_that_came_before_leaves_nothing_behind(job, models, tokenizer, steps):
-    """One process makes all stages, and accelerate keeps its count of micro-batches in a global place."""
-    fresh = replace(models, policy=copy.deepcopy(models.policy), critic=copy.deepcopy(models.critic))
-    updated(job, fresh)
-    rows = [PackedRow([9, 10, 1], [9, 10, 1], [0, 1, 2])] * 6
-    plan = Schedule(1e-3, 1.0, batch_size=4, warmup_steps=0)
-    told = {"seed": 0, "track": job.track, "saves": job.saves, "what": "x"}
-    fit_lm(copy.deepcopy(models.policy), tokenizer, rows, plan, AdamW(microbatch_size=1), **told)
-    steps.clear()
-    after = replace(models, accelerator=type(models.accelerator)())
-    updated(job, after)
-    assert Counter(steps) == {"policy": 2, "critic": 2}
-    assert distance(after.policy, weights(fresh.policy)) < 1e-6
 
 
 def test_the_policy_waits_for_the_critic(job_of, models, steps):
