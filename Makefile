@@ -4,7 +4,7 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: install run test test-distributed check bench bench-reliability claims
+.PHONY: install run test test-distributed check docs bench bench-reliability claims
 
 install: $(STAMP)
 
@@ -31,6 +31,10 @@ check: install
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	$(PYTHON) -m pytest -m "not slow"
+
+# The pages of docs/ as a site, in build/docs.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 # Side by side with what others offer, on one thread; the tables of record are benchmarks/*.md. About an hour.
 bench: install

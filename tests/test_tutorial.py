@@ -1,4 +1,4 @@
-"""The tutorial of configs/README.md, to the letter: its files, its recipe, its commands, and a model of one's own."""
+"""The steps of docs/own-data.md, to the letter: its files, its recipe, its commands, and a model of one's own."""
 
 import json
 import re
@@ -9,8 +9,8 @@ import pytest
 
 from rlhf.cli import main
 
-PAGE = (Path(__file__).resolve().parents[1] / "configs" / "README.md").read_text(encoding="utf-8")
-COMMANDS = [shlex.split(line)[1:] for line in PAGE.splitlines() if line.startswith("    rlhf ")]
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own-data.md").read_text(encoding="utf-8")
+COMMANDS = [shlex.split(line)[1:] for line in PAGE.splitlines() if line.startswith("rlhf ")]
 
 
 def blocks(language: str) -> list[str]:

@@ -49,7 +49,7 @@ COMMANDS = (
         "launch",
         "write the script that starts a run on other machines, by Slurm or by hand",
         "It submits nothing. Asked to stop (exit code 75), a Slurm job goes back to the queue.",
-        ("rlhf launch slurm nodes=2 gpus=8 config=llama2-7b", "rlhf launch accelerate nodes=2 --dry-run"),
+        ("rlhf launch slurm nodes=2 gpus=8 config=llama2-7b", "rlhf launch accelerate config=llama2-7b --dry-run"),
         flags={"--dry-run": "print it instead"},
         options={
             "launch": "ddp: models whole on every GPU; fsdp: what is trained in parts",
