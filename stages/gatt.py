@@ -37,7 +37,7 @@ def run(job: Job) -> None:
     conversations = conversations_of(job, speaker, tokenizer)
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
     engine = speaker()
-    answers = converse(job, engine, tokenizer, rewards, conversations)
+    answers = answers_to(job, engine, tokenizer, rewards, conversations)
     rows = training_rows(job, conversations, answers)
     count = round(len(rows) * share_to_ratio(config.replay_share))
     replayed = replay(job, engine, tokenizer, rewards, sampling(job), count=count)
@@ -131,6 +131,21 @@ def training_rows(job: Job, conversations: Sequence[Conversation], answers: list
     return rows
 
 
+def answers_to(job: Job, policy, tokenizer, rewards, conversations: Sequence[Conversation]) -> list[list[Sample]]:
+    """Answers to every conversation; one whose instruction changes goes over from one track to the other.
+
+    Each track is held under its own instruction from the start on: a policy goes on as its dialogue began, so that what
+    it says after a change would be a poor example.
+    """
+    tracks = [c.tracks() for c in conversations]
+    spoken = iter(converse(job, policy, tokenizer, rewards, [track for pair in tracks for track in pair]))
+    found = []
+    for pair in tracks:
+        first, *then = [next(spoken) for _ in pair]
+        found.append(first + [answer for later in then for answer in later[len(first) :]])
+    return found
+
+
 def converse(job: Job, policy, tokenizer, rewards, conversations: Sequence[Conversation]) -> list[list[Sample]]:
     """Answer turn by turn, with the instruction written to every user turn; of K answers the best is kept.
 
@@ -159,14 +174,12 @@ def converse(job: Job, policy, tokenizer, rewards, conversations: Sequence[Conve
 
 
 def context(c: Conversation, answers: Sequence[Sample], turn: int) -> Prompt:
-    """The dialogue so far, the instruction in force at every user turn; one that was taken back at none."""
-    instruction = c.in_force(turn)
-    users = c.user_turns if instruction else [c.said(i) for i in range(turn + 1)]
+    """The dialogue so far, the instruction at every user turn."""
     spoken: list[Turn] = []
-    for user, answer in zip(users[:turn], answers, strict=True):
+    for user, answer in zip(c.user_turns[:turn], answers, strict=True):
         spoken += [Turn("user", user), Turn("assistant", answer.text or ".")]
-    spoken.append(Turn("user", users[turn]))
-    return Prompt(f"{c.id}/{turn}", spread(instruction, spoken), c.source, is_safety=c.is_safety[turn])
+    spoken.append(Turn("user", c.user_turns[turn]))
+    return Prompt(f"{c.id}/{turn}", spread(c.instruction, spoken), c.source, is_safety=c.is_safety[turn])
 
 
 def sampling(job: Job) -> Sampling:

@@ -18,9 +18,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.claims.scores import scores
 from benchmarks.claims.table import ARMS, TABLE, Arm
 from rlhf import pipeline
-from rlhf.config import merge, split
+from rlhf.config import load, merge, split
 from rlhf.errors import MissingError, RlhfError
 from rlhf.evaluation.experiments import Experiment, judge
 from rlhf.provenance.manifests import as_made, manifests
@@ -71,12 +72,17 @@ def made(name: str, run: Path, out: Path, settings: list[str]) -> Path:
         return run
     folder = out / run.name / name
     given = [setting.replace("{run}", str(run.resolve())) for setting in (*arm.settings, *settings, "wandb=disabled")]
-    recipe = as_made(run, Recipe(run=name)).model_dump(mode="json")
+    tiny = load("tiny", [f"run={name}"]).recipe  # has the word on stages that the run did not make
+    recipe = as_made(run, tiny).model_dump(mode="json")
     recipe = Recipe.model_validate(merge(recipe, dict(split(setting) for setting in given)))
     begin(folder, arm, recipe, made(arm.like, run, out, settings) if arm.like else run, run)
-    pipeline.run_recipe(
-        recipe, folder, stage=",".join(arm.again), say=lambda line: print(f"  {run.name}/{name}  {line}", flush=True)
-    )
+    with scores(arm.times, whitened=arm.whitened):
+        pipeline.run_recipe(
+            recipe,
+            folder,
+            stage=",".join(arm.again),
+            say=lambda line: print(f"  {run.name}/{name}  {line}", flush=True),
+        )
     return folder
 
 

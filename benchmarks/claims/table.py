@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ class Arm:
     """Over the run's own; {run} is its folder."""
     like: str = ""
     """The arm whose steps come before the run's own."""
+    times: float = 1.0
+    """PPO's scores are multiplied with this."""
+    whitened: bool = True
 
 
 def measured(*policies: str, less: tuple[str, ...]) -> tuple[str, ...]:
@@ -36,9 +40,9 @@ def only(*policies: str) -> tuple[str, ...]:
     return measured(*policies, less=("dialogues=1", "turns=[1]"))
 
 
-def only_turns(*policies: str) -> tuple[str, ...]:
+def only_turns(*policies: str, changes: int = 0) -> tuple[str, ...]:
     """Evaluation of dialogues of many turns, of more of them than a run has, and of nothing else."""
-    return measured(*policies, less=("prompts=4", "dialogues=96", "changes=60"))
+    return measured(*policies, less=("prompts=4", "dialogues=96", f"changes={changes}"))
 
 
 ROLES = "[" + ", ".join(instruction.text for instruction in ROLE_INSTRUCTIONS) + "]"
@@ -68,11 +72,14 @@ ARMS: Mapping[str, Arm] = {
     "no-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0", *only("gatt", "ppo"))),
     "small-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0.05", *only("gatt", "ppo"))),
     "helpfulness-only": Arm(("ppo", "evaluate"), ("ppo.combine=helpfulness", *only("gatt", "ppo"))),
+    "ten-times": Arm(("ppo", "evaluate"), only("gatt", "ppo"), times=10),
+    "raw": Arm(("ppo", "evaluate"), only("gatt", "ppo"), whitened=False),
+    "raw-ten-times": Arm(("ppo", "evaluate"), only("gatt", "ppo"), times=10, whitened=False),
     "general": Arm(("reward-3", "evaluate"),
                    ("reward.helpfulness_share=0.5", *only("sft", "rejection-3", "gatt", "ppo"))),
-    "all-answers": Arm(("gatt", "evaluate"), ("gatt.train_on=all_answers", *only_turns("rejection-3", "gatt"))),
-    "changing": Arm(("gatt", "evaluate"), ("gatt.change_share=0.5", *only_turns("rejection-3", "gatt"))),
-    "steady": Arm(("evaluate",), only_turns("rejection-3", "gatt")),
+    "all-answers": Arm(("gatt", "evaluate"), ("gatt.train_on=all_answers", *only_turns("gatt"))),
+    "changing": Arm(("gatt", "evaluate"), ("gatt.change_share=0.5", *only_turns("rejection-3", "gatt", changes=60))),
+    "steady": Arm(("evaluate",), only_turns("rejection-3", "gatt", changes=60)),
     "no-roles": Arm(("gatt", "evaluate"), (f"gatt.unseen={ROLES}", f"evaluate.unseen={ROLES}",
                                            *only_turns("rejection-3", "gatt"))),
     "scaling": Arm(("scaling",), ("stages=[base, sft, preferences, reward, rejection, scaling]",)),
@@ -87,6 +94,12 @@ ARMS: Mapping[str, Arm] = {
 def gain(path: str, better: str = "run", worse: str = "run", other: str | None = None) -> Callable[[Arms], float]:
     """The figure of one arm minus that of another, or minus another figure of the same arm."""
     return lambda arms: at(arms[better], path) - at(arms[worse], other or path)
+
+
+def powers(arms: Arms, before: str, after: str) -> float:
+    """How many powers of ten lie between what two arms paid in KL."""
+    paid = (at(arms[arm], "evaluate/policies/ppo/kl_to_reference") for arm in (before, after))
+    return abs(math.log10(next(paid) / next(paid)))
 
 
 def over(least: float, effect: Callable[[Arms], float]) -> Callable[[Arms], float]:
@@ -197,7 +210,12 @@ TABLE = (
             "reward": gain(f"{POLICIES}/ppo/reward_combined", "small-kl", "run"),
         },
     ),
-    cannot("B22", "whitening keeps beta's balance", "3.2.3", "whitening is no setting: PPO without it is not built"),
+    Experiment(
+        "B22", "ten times the score moves the KL, as a power of ten, by .2 more without whitening", "3.2.3",
+        ("run", "ten-times", "raw", "raw-ten-times"),
+        {"without minus with, above .2": over(
+            .2, lambda arms: powers(arms, "raw", "raw-ten-times") - powers(arms, "run", "ten-times"))},
+    ),
     Experiment(
         "B23", "the piecewise reward protects safety, with helpfulness within .05", "3.2.3",
         ("run", "helpfulness-only"),

@@ -79,9 +79,13 @@ class Conversation:
     """The less verbose form of the instruction; empty where it has none."""
     change: Change | None = None
 
-    def in_force(self, turn: int) -> str:
-        """The instruction that an answer to this user turn has to follow; empty where there is none any more."""
-        return self.change.holds if self.change and turn >= self.change.turn else self.instruction
+    def tracks(self) -> list[Conversation]:
+        """The questions under one instruction each: the first up to the change, what holds then from the start on."""
+        if self.change is None:
+            return [self]
+        end = self.change.turn
+        first = replace(self, user_turns=self.user_turns[:end], is_safety=self.is_safety[:end], change=None)
+        return [first, replace(self, id=f"{self.id}/then", instruction=self.change.holds, change=None)]
 
     def said(self, turn: int, *, short: bool = False) -> str:
         """What stands in this user turn after the first: the question, and at a change what changes it."""

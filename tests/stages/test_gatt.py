@@ -180,17 +180,22 @@ INSTEAD = Change(2, Instruction("always start with comet", "start : comet"), "al
 TAKEN_BACK = Change(2, Instruction("forget that .", "forget that ."), "")
 
 
-def test_a_changed_instruction_is_said_once_where_it_changes_and_sampled_under_everywhere():
-    c = conversation(4, change=INSTEAD)
-    for turn, instruction in enumerate((LONG, LONG, "always start with comet", "always start with comet")):
-        asked = [t.content for t in gatt.context(c, answers(turn), turn).turns[::2]]
-        assert asked == [f"{instruction} {user}" for user in c.user_turns[: turn + 1]]
-
-
-def test_a_withdrawn_instruction_is_sampled_under_nowhere():
-    c = conversation(4, change=TAKEN_BACK)
-    asked = [t.content for t in gatt.context(c, answers(4)[:3], 3).turns[::2]]
-    assert asked == ["c asks 0 ?", "c asks 1 ?", "forget that . c asks 2 ?", "c asks 3 ?"]
+@pytest.mark.parametrize(("change", "then"), [(INSTEAD, "always start with comet "), (TAKEN_BACK, "")])
+def test_after_a_change_answers_are_those_of_a_dialogue_that_was_never_otherwise(
+    job_of, policy, tokenizer, rewards, change, then
+):
+    """None of its turns names the first instruction, and none of its answers was sampled under it."""
+    policy.config.max_position_embeddings = 512
+    c = conversation(4, change=change)
+    job = job_of("gatt", model={"max_length": 512}, samples_per_turn=1, max_new_tokens=3)
+    (found,) = gatt.answers_to(job, policy, tokenizer, rewards, [c])
+    assert len(found) == 4
+    for turn, reply in enumerate(found):
+        before = then if turn >= change.turn else f"{LONG} "
+        assert [t.content for t in reply.prompt.turns[::2]] == [f"{before}{user}" for user in c.user_turns[: turn + 1]]
+    alone = conversation(4, "c/then", instruction=then.strip())
+    alone = replace(alone, user_turns=c.user_turns)
+    assert found[2:] == gatt.converse(job, policy, tokenizer, rewards, [alone])[0][2:]
 
 
 @pytest.mark.parametrize(
