@@ -3,8 +3,9 @@
     python benchmarks/bench_reliability.py --rows commit,damage,locks
     python benchmarks/bench_reliability.py --rows lives --kills 30 --steps sft,ppo
 
-Rows: commit (strace), damage, locks, power (root and loop devices), garbage, lives; plain is a column, what a plain
-Trainer does in the same trouble. Each writes its cells into reliability.md, and says so where it cannot run here.
+Rows: commit (strace), damage, locks, power (root and loop devices), garbage, lives, together (lives of two processes);
+plain is a column, what a plain Trainer does in the same trouble. Each writes its cells into reliability.md, and says so
+where it cannot run here.
 Garbage and lives train the small recipe of tests/lives.py and compare with an undisturbed run, kept in --work.
 """
 
@@ -220,6 +221,10 @@ def lives_row(options: argparse.Namespace) -> None:
     whole_steps.lives_row(options.steps.split(","), options.kills, options.work)
 
 
+def together_row(options: argparse.Namespace) -> None:
+    whole_steps.lives_row(options.steps.split(","), options.kills, options.work, processes=2)
+
+
 def garbage_row(options: argparse.Namespace) -> None:
     whole_steps.garbage_row(options.places.split(","), options.work)
 
@@ -249,6 +254,7 @@ ROWS: dict[str, Callable[[argparse.Namespace], None]] = {
     "power": power_row,
     "garbage": garbage_row,
     "lives": lives_row,
+    "together": together_row,
     "plain": plain_row,
 }
 
@@ -257,7 +263,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--kills", type=int, default=30, help="kills a step")
-    parser.add_argument("--steps", default=",".join(lives.KILLED), help="of lives")
+    parser.add_argument("--steps", default=",".join(lives.KILLED), help="of lives and together")
     parser.add_argument("--places", default=",".join(whole_steps.PLACES), help="of garbage")
     parser.add_argument("--plain", default="", help="words of the rows that the plain Trainer shall fill; all without")
     parser.add_argument("--work", type=Path, default=Path("runs/reliability"), help="where the undisturbed run is kept")

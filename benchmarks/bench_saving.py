@@ -71,7 +71,7 @@ def by_size(table: Table, megabytes: int) -> None:
         seconds = []
         for _ in range(3):
             began = time.perf_counter()
-            saves.write("loop", {}, tensors)
+            saves.write("loop", tensors)
             seconds.append(time.perf_counter() - began)
         track.close()
     table.row(f"{megabytes:,} MB", seconds, f"{100 * statistics.median(seconds) / INTERVAL:.3f}")

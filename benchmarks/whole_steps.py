@@ -79,9 +79,10 @@ PLACES = {
 }
 
 
-def killed(step: str) -> str:
+def killed(step: str, processes: int = 1) -> str:
     """The row of a step that is killed."""
-    return f"random kill -9, {step}: the same end bit for bit"
+    whom = "" if processes == 1 else f" of one of {processes} processes"
+    return f"random kill -9{whom}, {step}: the same end bit for bit"
 
 
 def poisoned(name: str) -> str:
@@ -96,19 +97,22 @@ def undisturbed(zygote: lives.Zygote, work: Path) -> Path:
     return found if (found / lives.STEPS[-1]).is_dir() else lives.reference(zygote, work / "reference")
 
 
-def lives_row(steps: Sequence[str], kills: int, work: Path) -> None:
-    """Every end of every step is compared."""
+def lives_row(steps: Sequence[str], kills: int, work: Path, *, processes: int = 1) -> None:
+    """Every end of every step is compared: with the undisturbed run, or of several processes with their first life."""
     zygote = lives.Zygote()
     finished = undisturbed(zygote, work)
+    settings = lives.BOTH if processes > 1 else []
     for step in steps:
         with tempfile.TemporaryDirectory(dir=work) as name:
             folder = lives.without(finished, step, Path(name))
-            found = lives.lives(zygote, folder, step, kills=kills, rng=random.Random(step))
-        other = sum(end != lives.outcome(finished / step) for end in found.ends)
+            how = {"kills": kills, "rng": random.Random(step), "settings": settings, "processes": processes}
+            found = lives.lives(zygote, folder, step, **how)
+        like = found.ends[0] if processes > 1 else lives.outcome(finished / step)
+        other = sum(end != like for end in found.ends)
         tries = f"{found.kills} kills, {found.resumed} lives that went on, {len(found.ends)} ends"
         seconds = sorted(found.recovered)
         middle = f"{short(statistics.median(seconds))} (at most {short(seconds[-1])})" if seconds else ""
-        record(killed(step), tries=tries, failures=str(other), seconds=middle)
+        record(killed(step, processes), tries=tries, failures=str(other), seconds=middle)
     zygote.close()
 
 
@@ -139,7 +143,7 @@ def problems(zygote: lives.Zygote, finished: Path, place: Place, folder: Path, *
     code = zygote.run(command, folder, {"RLHF_TEST_HOOK": str(hook)})
     if code != 76:
         yield f"exit code {code}: {(folder / 'log').read_text()[-600:]}"
-    for save in (run_dir / f".{place.step}.partial" / "resume").glob("save-*/tensors.safetensors"):
+    for save in (run_dir / f".{place.step}.partial" / "resume").glob("save-*/*.safetensors"):
         # Python's own state of random numbers is no tensor; what is one is finite but for a best reward not yet known.
         if not all(bool(torch.isfinite(tensor).all()) for tensor in load_file(save).values()):
             yield f"{save.parent.name} is not finite"

@@ -92,7 +92,7 @@ def open_artefact(final: Path, about: Mapping[str, Any]) -> Iterator[Path]:
 def resumable(partial: Path) -> bool:
     """Whether a killed or failed stage has left saves or shards in its working folder."""
     resume = partial / "resume"
-    return any(resume.glob("save-*")) or (resume / "shards.jsonl").exists()
+    return any(resume.glob("save-*")) or any(resume.glob("shards-*"))
 
 
 def _commit(partial: Path, final: Path, about: Mapping[str, Any]) -> None:

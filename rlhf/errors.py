@@ -93,6 +93,13 @@ class NonFiniteError(RlhfError):
     ) -> None:
         super().__init__(what, where=where, hints=hints)
         self.tensor, self.part, self.step, self.rows, self.batch = tensor, part, step, tuple(rows), dict(batch or {})
+        self.iteration: int | None = None
+
+    def met_in(self, iteration: int | None) -> None:
+        """Say in which iteration it was, where the loop has some; the steps of an optimizer are counted otherwise."""
+        if iteration is not None:
+            self.iteration = iteration
+            self.where = ", ".join([*([self.where] if self.where else []), f"iteration {iteration}"])
 
 
 class UnsafeError(RlhfError):

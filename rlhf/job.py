@@ -15,7 +15,7 @@ from rlhf.planning.steps import Step, stage_of
 from rlhf.provenance.meter import Journal
 from rlhf.resume.preemption import Stop
 from rlhf.resume.saves import Saves
-from rlhf.resume.shards import Shards
+from rlhf.resume.shards import Shards, file_name
 from rlhf.schema.setting import seconds
 
 if TYPE_CHECKING:
@@ -88,8 +88,12 @@ def job_of(
     stop: Stop,
     *,
     strict: bool = False,
+    home: Path | None = None,
 ) -> Job:
-    """The job of a step that works in `out`; `key` is the fingerprint that its saves bear."""
+    """The job of a step that works in `out`; `key` is the fingerprint that its saves bear.
+
+    `home` is the folder of the leading process, which keeps the saves, where this is another one.
+    """
     every = seconds(recipe.save_every)
 
     def note(event: str, **more: Any) -> None:
@@ -104,9 +108,9 @@ def job_of(
         reads={token: tuple(run_dir / name for name in names) for token, names in step.reads.items()},
         out=out,
         track=track,
-        saves=Saves(out, key=key, track=track, every=every, stop=stop, strict=strict, note=note),
+        saves=Saves(out, key=key, track=track, every=every, stop=stop, strict=strict, note=note, home=home),
         shards=Shards(
-            out / "resume" / "shards.jsonl",
+            (home or out) / "resume" / file_name(),
             key=key, step=step.name, every=every, stop=stop, strict=strict, say=track.say,
         ),
     )  # fmt: skip

@@ -133,7 +133,9 @@ def run_recipe(
     chosen = select(steps, stage, pipeline)
     launch.check(recipe, chosen, team.size(), engine.named())
     if team.rank():
-        team.follow(lambda name: team.beside(next(step for step in steps if step.name == name), recipe, run_dir))
+        with stoppable() as stop, patience(recipe.on_disk_full, say):
+            named = {step.name: step for step in steps}
+            team.follow(lambda name, key: team.beside(named[name], key, recipe, run_dir, stop, strict=strict))
         return Outcome((), (), None)
     made, skipped = [], []
     with locked(run_dir), stoppable() as stop, patience(recipe.on_disk_full, say), team.led():
@@ -221,23 +223,25 @@ def make(
                 job = job_of(step, recipe, run_dir, out, track, resume_key, journal, stop, strict=strict)
                 try:
                     with watch.over(step.name, run_dir), keeping(job.shards, track.count):
-                        team.call(step.name)
+                        team.call(f"{step.name} {resume_key}")
                         roll_call.hold(step, recipe, run_dir)
                         run(job)
+                        tokens = sum(team.gathered([track.tokens]))
                 except NonFiniteError as error:
+                    error.met_in(job.saves.iteration)
                     left = bundle.write(run_dir, out, about, recipe, error)
                     error.hints = (*error.hints, f"meet it again: rlhf replay {shown(left)}")
                     raise
                 finally:
                     job.shards.close()
-            about |= {**meter.figures(), "tokens": track.tokens or None, "template": _template(out)}
+            about |= {**meter.figures(), "tokens": tokens or None, "template": _template(out)}
             about |= {"seeds": {"recipe": recipe.seed, "step": job.seed}}
             about |= {"versions": versions(), "git_commit": git_commit()}
     except BaseException as error:
         message = "interrupted" if isinstance(error, KeyboardInterrupt) else plain(redact(str(error)))
         with suppress(OSError, RlhfError), patience("stop"):
             journal.write("failed", step.name, reason=message)
-        explained = _explained(error, step, run_dir)
+        explained = _explained(error, step, run_dir, stop)
         if explained is error:
             raise
         raise explained from error
@@ -291,9 +295,12 @@ def _report(
     return written
 
 
-def _explained(error: BaseException, step: Step, run_dir: Path) -> BaseException:
-    """The error as the reader should see it; a bug becomes an RlhfError that says where its traceback is."""
-    if isinstance(error, Terminated):
+def _explained(error: BaseException, step: Step, run_dir: Path, stop: Stop) -> BaseException:
+    """The error as the reader should see it; a bug becomes an RlhfError that says where its traceback is.
+
+    Of several processes that were asked to stop, one may have left while this one waited for it.
+    """
+    if isinstance(error, Terminated) or (stop.asked and team.size() > 1):
         return PreemptedError(f"{step.name} was asked to stop", hints=HINTS)
     if isinstance(error, RlhfError) or not isinstance(error, Exception):
         return error

@@ -10,12 +10,14 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -87,6 +89,8 @@ STEPS = [
 ]
 KILLED = ["base", "sft", "preferences-2", "reward-2", "rejection-2", "distill", "gatt", "ppo", "scaling", "evaluate"]
 """One step of every stage, the last where there are several."""
+BOTH = ["gatt.batch_size=2"]
+"""For two processes: a row for each."""
 
 
 class Zygote:
@@ -111,6 +115,19 @@ class Zygote:
     def run(self, arguments: list[str], cwd: Path, environment: dict[str, str] | None = None) -> int:
         self.start(arguments, cwd, environment)
         return self.wait()
+
+    def start_together(
+        self, arguments: list[str], cwd: Path, environment: dict[str, str], *, processes: int
+    ) -> list[int]:
+        """So many children of one run, as accelerate's launcher starts them: their pids, the leader's first."""
+        if processes == 1:
+            return [self.start(arguments, cwd, environment)]
+        with socket.socket() as asked:
+            asked.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(asked.getsockname()[1])}
+        place |= {"WORLD_SIZE": str(processes), "ACCELERATE_USE_CPU": "true", **environment}
+        ranks = [str(rank) for rank in range(processes)]
+        return [self.start(arguments, cwd, {**place, "RANK": rank, "LOCAL_RANK": rank}) for rank in ranks]
 
     def close(self) -> None:
         with self._process as process:  # closes what it reads and writes
@@ -212,33 +229,45 @@ class Lives:
     ends: list[dict[str, str]] = field(default_factory=list)
 
 
-def lives(zygote: Zygote, folder: Path, step: str, *, kills: int, rng: random.Random) -> Lives:
+def lives(
+    zygote: Zygote,
+    folder: Path,
+    step: str,
+    *,
+    kills: int,
+    rng: random.Random,
+    settings: Sequence[str] = (),
+    processes: int = 1,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Lives:
     """Start the step and kill it -9 at a random moment, again and again, until it was killed `kills` times and ends.
 
     The first life is let be, to see how much it computes; a kill comes at any moment of that, and counts if the life
     had begun to work. A life is let go on where the last was killed. What ends before it is removed, and the step begun
-    anew, until there were enough.
+    anew, until there were enough. Of several processes one is killed, any of them, and the others are ended after it.
     """
-    command, found = ["run", f"stage={step}", *SMALL, "save_every=0s"], Lives()
+    command, found = ["run", f"stage={step}", *SMALL, *settings, "save_every=0s"], Lives()
     artefact, longest = folder / "runs" / "tiny" / step, 0.0
     while True:
         started, resumed = events(folder, "start"), events(folder, "resume")
-        pid = zygote.start(command, folder)
+        pids = zygote.start_together(command, folder, dict(environment), processes=processes)
         if not longest:
-            longest = watched(pid, float("inf"))[0]
+            longest = watched(pids[0], float("inf"))[0]
         elif found.kills < kills:
-            _, recovered = watched(pid, rng.uniform(0.0, longest), lambda n=resumed: events(folder, "resume") > n)
+            _, recovered = watched(pids[0], rng.uniform(0.0, longest), lambda n=resumed: events(folder, "resume") > n)
             found.recovered += [recovered] if recovered else []
-            time.sleep(rng.uniform(0.0, 0.02))
-            os.kill(pid, signal.SIGKILL)
-        code = zygote.wait()
-        found.kills += code == -signal.SIGKILL and events(folder, "start") > started
+            for pid in rng.sample(pids, len(pids)):
+                time.sleep(rng.uniform(0.0, 0.02))
+                os.kill(pid, signal.SIGKILL)
+        codes = [zygote.wait() for _ in pids]
+        killed = -signal.SIGKILL in codes
+        found.kills += killed and events(folder, "start") > started
         found.resumed = events(folder, "resume")
         if artefact.exists():  # a kill may come when all is done; left there, every later life would skip the step
             found.ends.append(outcome(artefact))
             shutil.rmtree(artefact)
-        if code != -signal.SIGKILL:
-            assert code == 0, (code, (folder / "log").read_text()[-3000:])
+        if not killed:
+            assert not any(codes), (codes, (folder / "log").read_text()[-3000:])
             if found.kills >= kills:
                 return found
 

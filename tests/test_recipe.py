@@ -105,12 +105,14 @@ def test_the_report_keeps_its_contract(finished):
 
 
 def test_running_again_does_nothing_in_two_seconds_and_says_why(finished):
-    started = time.monotonic()
-    again = rlhf("run", *SMALL, cwd=finished)
-    seconds = time.monotonic() - started
-    assert again.returncode == 0
-    assert again.stdout.count("config, inputs and code unchanged") == len(STEPS)
-    assert seconds <= 2.0, f"{seconds:.1f} s"
+    seconds = []
+    for _ in range(3):  # what else the machine does can only make it slower
+        started = time.monotonic()
+        again = rlhf("run", *SMALL, cwd=finished)
+        seconds.append(time.monotonic() - started)
+        assert again.returncode == 0
+        assert again.stdout.count("config, inputs and code unchanged") == len(STEPS)
+    assert min(seconds) <= 2.0, seconds
 
 
 def test_changing_kl_coef_would_rerun_ppo_and_evaluate_only(finished):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,23 +42,23 @@ class SimilarLengths(Sampler[int]):
 
 
 class Filled(Sampler[int]):
-    """A sampler's rows, then fillers; a filler is the row after the last one, and has no part in the loss."""
+    """A sampler's rows, then fillers; a filler is the row after the last one, and has no part in the loss.
 
-    def __init__(self, rows: Any, *, multiple: int) -> None:
-        self.rows, self.multiple = rows, multiple
+    It asks for the `epoch` itself: what skips the first batches of a resumed one lets nobody tell the sampler.
+    """
+
+    def __init__(self, rows: Any, *, multiple: int, epoch: Callable[[], int]) -> None:
+        self.rows, self.multiple, self.epoch = rows, multiple, epoch
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.multiple) * self.multiple
 
-    def set_epoch(self, epoch: int) -> None:
-        if hasattr(self.rows, "set_epoch"):
-            self.rows.set_epoch(epoch)
-
     def __iter__(self) -> Iterator[int]:
+        self.rows.set_epoch(self.epoch())
         yield from self.rows
         yield from [len(self.rows)] * (len(self) - len(self.rows))
 
 
-def filled(rows: Any, *, multiple: int) -> Any:
+def filled(rows: Any, *, multiple: int, epoch: Callable[[], int]) -> Any:
     """The sampler as it is on one process; on several with fillers up to a multiple of what they do at once."""
-    return rows if team.size() == 1 else Filled(rows, multiple=multiple)
+    return rows if team.size() == 1 else Filled(rows, multiple=multiple, epoch=epoch)

@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from rlhf.planning.steps import Step
     from rlhf.schema import Recipe
 
-ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-"""With it a job of several nodes outlives one that is replaced; torch's default waits for the old address."""
+ENVIRONMENT = {
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110",
+}
+"""A job of several nodes outlives one that is replaced; torch's default waits for the old address. Asked to stop, the
+launcher asks its processes, and gives them the time of a step and a save: within the two minutes of `rlhf launch`."""
 
 
 RESTARTS = 3

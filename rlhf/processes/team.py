@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlhf.planning.steps import Step
+    from rlhf.resume.preemption import Stop
     from rlhf.schema import Recipe
 
 
@@ -34,7 +35,7 @@ def size() -> int:
 
 
 def call(said: str | None) -> str | None:
-    """The leader's word, which every process hears: the step to do now, where it has saved a model, None at the end."""
+    """The leader's word, which every process hears: the step to do now, where a model is, a save; None at the end."""
     if size() == 1:
         return said
     from accelerate import PartialState
@@ -53,20 +54,21 @@ def led() -> Iterator[None]:
     call(None)
 
 
-def follow(work: Callable[[str], None]) -> None:
-    """Do every step that the leader calls."""
-    while (step := call(None)) is not None:
-        work(step)
+def follow(work: Callable[[str, str], None]) -> None:
+    """Do every step that the leader calls, by its name and the fingerprint of its saves."""
+    while (said := call(None)) is not None:
+        work(*said.split())
 
 
-def beside(step: Step, recipe: Recipe, run_dir: Path) -> None:
+def beside(step: Step, key: str, recipe: Recipe, run_dir: Path, stop: Stop, *, strict: bool) -> None:
     """A follower's part in a step: the same job, in a folder that nobody keeps, by a voice that nobody hears."""
     from rich.console import Console
 
+    from rlhf.checkpoint import working_folder
     from rlhf.job import Job, job_of
     from rlhf.processes import roll_call, watch
     from rlhf.provenance.meter import Journal
-    from rlhf.resume.preemption import Stop
+    from rlhf.resume.shards import keeping
     from rlhf.tracking.track import Tracker
 
     run: Callable[[Job], None] = importlib.import_module(step.module).run
@@ -79,12 +81,15 @@ def beside(step: Step, recipe: Recipe, run_dir: Path) -> None:
         Tracker(Path(folder), run=recipe.run, step=step.name, console=Console(file=file)) as track,
     ):
         try:
-            journal = Journal(Path(folder) / "events.jsonl")
-            with watch.over(step.name, run_dir):
+            journal, home = Journal(Path(folder) / "events.jsonl"), working_folder(run_dir / step.name)
+            job = job_of(step, recipe, run_dir, Path(folder), track, key, journal, stop, strict=strict, home=home)
+            with watch.over(step.name, run_dir), keeping(job.shards, track.count):
                 roll_call.hold(step, recipe, run_dir)
-                run(job_of(step, recipe, run_dir, Path(folder), track, "", journal, Stop()))
+                run(job)
+                gathered([track.tokens])  # the leader's manifest counts those of all
         except BaseException as error:
             file.write("".join(traceback.format_exception(error)))
+            stop.leave(step.name)  # asked to stop, another process may have left while this one waited for it
             raise
 
 
@@ -97,6 +102,23 @@ def gathered(rows: list[int]) -> list[int]:
     parts: list[list[int]] = [[]] * size()
     distributed.all_gather_object(parts, rows)
     return [row for part in parts for row in part]
+
+
+def any_of(*flags: bool) -> list[bool]:
+    """Of each flag, whether it is set on any process."""
+    if size() == 1:
+        return list(flags)
+    import torch
+
+    return [bool(count) for count in summed(torch.tensor([float(flag) for flag in flags]))]
+
+
+def meet() -> None:
+    """Wait until every process is here."""
+    if size() > 1:
+        from torch import distributed
+
+        distributed.barrier()
 
 
 def summed(tensor: Tensor) -> Tensor:

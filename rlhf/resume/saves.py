@@ -1,16 +1,19 @@
 """What a killed stage goes on from: `resume/`, its state at some steps, each written whole and verified when read.
 
-A save is a folder: `state.json`, `tensors.safetensors`, the lines logged so far, and a manifest with the SHA-256 of
+A save is a folder: `state.json` and `state.safetensors`, the lines logged so far, and a manifest with the SHA-256 of
 each. It is written under a hidden name, made durable, renamed, read back, and only then are older ones pruned; two
-stay. Saves are by time. Several processes do not save: started again, they begin the step anew. Torch-free, but for the
-tensors of who has some.
+stay. Saves are by time.
+
+Several processes save together. What is alike on all of them the first one writes, with the lines and the manifest;
+what each holds alone (its random numbers, its part of a model that is cut) it writes itself, as `own-RANK`. Torch-free,
+but for the tensors of who has some.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -26,8 +29,6 @@ from rlhf.resume.shards import afresh, keeping
 from rlhf.resume.streams import NAMES
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from rlhf.resume.state import Stateful
     from rlhf.tracking.track import Tracker
 
@@ -40,19 +41,45 @@ Note = Callable[..., None]
 
 @dataclass(frozen=True)
 class Save:
-    """One save, read: where its part was, and what it holds."""
+    """One save: its place, what part of the stage it was made in, which parts were finished, and by how many."""
 
     folder: Path
     number: int
     part: str
     finished: tuple[str, ...]
-    state: Any
+    tokens: tuple[int, ...]
+    """What each process had counted."""
+    seconds: float
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by name."""
+    @classmethod
+    def read(cls, folder: Path, number: int) -> Save:
+        """A save that was verified."""
+        place = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return cls(folder, number, place["part"], tuple(place["finished"]), tuple(place["tokens"]), place["seconds"])
+
+    @property
+    def alike(self) -> bool:
+        """Whether as many processes go on as made it."""
+        return len(self.tokens) == team.size()
+
+    def state(self) -> Any:
+        """What was alike on all processes."""
+        return self._unpacked("state", "state")
+
+    def own(self) -> Any:
+        """What this process held alone; None where other numbers of processes made the save and go on from it."""
+        return self._unpacked(f"own-{team.rank()}", "own") if self.alike else None
+
+    def _unpacked(self, name: str, key: str) -> Any:
+        from rlhf.resume.state import unpack
+
+        value = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))[key]
+        tensors = self.folder / f"{name}.safetensors"
+        if not tensors.exists():
+            return unpack(value, {})
         from safetensors.torch import load_file
 
-        return load_file(self.folder / "tensors.safetensors")
+        return unpack(value, load_file(tensors))
 
 
 class Saves:
@@ -64,15 +91,28 @@ class Saves:
         track: whose lines belong to the state.
         every: seconds between saves, 0 for one after every step whatever it costs.
         stop: a run that was asked to stop saves at once, then leaves.
+        home: the folder the leading process works in, if this is another one; `out` without it.
         strict: a save that is damaged stops the run instead of being passed over.
         note: told of what the run's journal should have.
     """
 
     def __init__(
-        self, out: Path, *, key: str, track: Tracker, every: float, stop: Stop, strict: bool = False, note: Note
+        self,
+        out: Path,
+        *,
+        key: str,
+        track: Tracker,
+        every: float,
+        stop: Stop,
+        strict: bool = False,
+        note: Note,
+        home: Path | None = None,
     ) -> None:
-        self.out, self.folder, self.key, self.track, self.every = out, out / "resume", key, track, every
+        self.out, self.home, self.key, self.track, self.every = out, home or out, key, track, every
+        self.folder = self.home / "resume"
         self.stop, self.strict, self.note = stop, strict, note
+        self.iteration: int | None = None
+        """Of the loop that `range` is in, from 1."""
         self._since, self._cost = monotonic(), 0.0
         self._finished: list[str] = []
         self._digests: dict[tuple[str, int, int], str] = {}
@@ -82,42 +122,71 @@ class Saves:
     # --- writing ---
 
     def due(self) -> bool:
-        """Whether the step that was just made should be saved."""
-        if team.size() > 1:  # what all processes hold would have to be saved together
-            return False
+        """Whether the step that was just made should be saved; asked by all processes, answered alike."""
         wait = max(self.every, self._cost / SHARE) if self.every else 0.0
-        return self.stop.asked or monotonic() - self._since >= wait
+        asked, late = team.any_of(self.stop.asked, monotonic() - self._since >= wait)
+        self.stop.asked = asked
+        return asked or late
 
-    def write(self, part: str, state: Any, tensors: Mapping[str, Tensor]) -> None:
-        """Save the state of a part of the stage, durably; PreemptedError then, if the run was asked to stop."""
+    def write(self, part: str, state: Any, own: Any = None) -> None:
+        """Save a part of the stage, durably; PreemptedError then, if the run was asked to stop.
+
+        All processes call it together; `state` is the same on all of them, `own` is what this one holds alone.
+        """
         began = monotonic()
-        number = max([0, *(found for found, _ in self._folders())]) + 1
+        number = int(team.call(str(self._next())) or 0)
         final, draft = self.folder / f"save-{number:06d}", self.folder / f".save-{number:06d}.partial"
-        place = {"part": part, "finished": self._finished, "track": self.track.state(), "state": state}
+        place = {"part": part, "finished": self._finished, "tokens": team.gathered([self.track.tokens])}
+        leads = team.rank() == 0
 
-        def fill() -> None:
+        def begin() -> None:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
             self.track.streams.store(draft)
-            (draft / "state.json").write_text(json.dumps(place), encoding="utf-8")
-            if tensors:
-                from safetensors.torch import save_file
+            self._store(draft, "state", {**place, "seconds": self.track.seconds()}, state=state)
 
-                save_file(dict(tensors), draft / "tensors.safetensors")
+        def end() -> None:
             seal(draft, {"fingerprint": self.key, "number": number, "outputs": self._outputs()})
 
-        written(fill, draft)
-        draft.rename(final)
-        sync(self.folder)
+        if leads:
+            written(begin, draft)
+        team.meet()
+        written(lambda: self._store(draft, f"own-{team.rank()}", {}, own=own), draft)
+        team.meet()
+        if leads:
+            written(end, draft)
+            draft.rename(final)
+            sync(self.folder)
+            self._prune(final, number)
+        self._since, self._cost = monotonic(), monotonic() - began
+        self.note("save", number=number, part=part, seconds=round(self._cost, 3))
+        self.stop.leave(self.track.step)
+
+    def _store(self, draft: Path, name: str, place: dict[str, Any], **packed: Any) -> None:
+        """One process's two files of a save, durable: another will list them."""
+        from rlhf.resume.state import pack
+
+        ((key, value),) = packed.items()
+        place[key], tensors = pack(value)
+        (draft / f"{name}.json").write_text(json.dumps(place), encoding="utf-8")
+        sync(draft / f"{name}.json")
+        if tensors:
+            from safetensors.torch import save_file
+
+            save_file(tensors, draft / f"{name}.safetensors")
+            sync(draft / f"{name}.safetensors")
+
+    def _prune(self, final: Path, number: int) -> None:
+        """Read back what was written; only if it is whole the ones before it go, all but one."""
         problem = self._problem(final, number)
         if problem is None:
             for _, old in self._folders()[KEPT:]:
                 shutil.rmtree(old)
         else:
             self._complain(final, problem, "the ones before it are kept")
-        self._since, self._cost = monotonic(), monotonic() - began
-        self.note("save", number=number, part=part, seconds=round(self._cost, 3))
-        self.stop.leave(self.track.step)
+
+    def _next(self) -> int:
+        return max([0, *(found for found, _ in self._folders())]) + 1
 
     def finish(self, part: str) -> None:
         """This part of the stage is over; a save of a later part vouches for the files it left."""
@@ -127,22 +196,24 @@ class Saves:
         self, n: int, *, part: str = "loop", skipped: Callable[[int], None] = lambda n: None, **things: Stateful
     ) -> Iterator[int]:
         """`range(n)` that goes on where a killed run was; `things` are saved after an iteration and put back before."""
-        from rlhf.resume.state import pack, random_state, set_random_state, unpack
+        from rlhf.resume.state import random_state, set_random_state
 
         start, save = 0, self.begin(part)
         if save is not None:
-            held = unpack(save.state, save.tensors())
+            held = save.state()
             start = held["next"]
             for name, thing in things.items():
                 thing.load_state_dict(held["things"][name])
-            set_random_state(held["random"])
+            if (random := save.own()) is not None:
+                set_random_state(random)
             skipped(start)
         with self.stop.patience(), keeping(afresh):
             for i in range(start, n):
+                self.iteration = i + 1
                 yield i
                 if self.due():
                     states = {name: thing.state_dict() for name, thing in things.items()}
-                    self.write(part, *pack({"next": i + 1, "things": states, "random": random_state()}))
+                    self.write(part, {"next": i + 1, "things": states}, random_state())
         self.finish(part)
 
     # --- reading ---
@@ -158,33 +229,49 @@ class Saves:
         if save is None or save.part != part:
             return None
         self._finished = list(save.finished)
-        self.track.restore(save.folder, json.loads((save.folder / "state.json").read_text(encoding="utf-8"))["track"])
-        self.track.say(f"{self.track.step} goes on from save {save.number}")
+        # Where other processes go on than those that counted, the first takes it all over.
+        tokens = save.tokens[team.rank()] if save.alike else sum(save.tokens) * (team.rank() == 0)
+        self.track.restore(save.folder, tokens=tokens, seconds=save.seconds)
+        by = "" if save.alike else f", made by {len(save.tokens)} processes: its last bits may differ"
+        self.track.say(f"{self.track.step} goes on from save {save.number}{by}")
         self.note("resume", number=save.number, part=part)
         self._loaded = None
         return save
 
     def _newest(self) -> Save | None:
-        """The newest save that verifies. Found once: what this life writes, it does not go back to."""
-        if not self._looked and team.size() == 1:
+        """The newest save that verifies, found once: what this life writes, it does not go back to."""
+        if not self._looked:
             self._looked = True
-            for left in self.folder.glob(".save-*.partial"):
-                shutil.rmtree(left)
-            for number, folder in self._folders():
-                problem = self._problem(folder, number)
-                if problem is None:
-                    place = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-                    self._loaded = Save(folder, number, place["part"], tuple(place["finished"]), place["state"])
-                    break
-                self._complain(folder, problem, "going back to the one before it, or to the beginning")
-                if self.strict:
-                    raise MissingError(
-                        f"{shown(folder)} is damaged: {problem}",
-                        where="--strict",
-                        hints=["without --strict the save before it is taken", f"or delete {shown(self.folder)}"],
-                    )
-                shutil.rmtree(folder)
+            number = int(team.call(str(self._sound() if team.rank() == 0 else 0)) or 0)
+            if number:
+                self._loaded = Save.read(self.folder / f"save-{number:06d}", number)
+                self._link(read_manifest(self._loaded.folder)["outputs"])
         return self._loaded
+
+    def _sound(self) -> int:
+        """The number of the newest save without damage, 0 if there is none; what is damaged is cleared."""
+        for left in self.folder.glob(".save-*.partial"):
+            shutil.rmtree(left)
+        for number, folder in self._folders():
+            problem = self._problem(folder, number)
+            if problem is None:
+                return number
+            self._complain(folder, problem, "going back to the one before it, or to the beginning")
+            if self.strict:
+                raise MissingError(
+                    f"{shown(folder)} is damaged: {problem}",
+                    where="--strict",
+                    hints=["without --strict the save before it is taken", f"or delete {shown(self.folder)}"],
+                )
+            shutil.rmtree(folder)
+        return 0
+
+    def _link(self, finished: Iterable[str]) -> None:
+        """The models that finished parts have left in the leader's folder, also in that of a process with another."""
+        for name in finished if self.home != self.out else ():
+            if name.startswith("checkpoint/"):
+                (self.out / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.out / name).symlink_to((self.home / name).absolute())
 
     def _problem(self, folder: Path, number: int) -> str | None:
         """What is wrong with a save, every byte compared, or None."""

@@ -1,8 +1,9 @@
 """What a stage has generated so far, chunk by chunk, so that a kill loses at most a chunk. Torch-free.
 
-A stage asks for its chunks in the same order in every life. Each is one line of `resume/shards.jsonl`, added when it is
-made, with a checksum over what was asked and what was answered; a new life reads the answers back in turn, and makes
-what is missing. Lines reach the disk by the time a save would.
+A stage asks for its chunks in the same order in every life. Each is one line of `resume/shards-*.jsonl`, added when it
+is made, with a checksum over what was asked and what was answered; a new life reads the answers back in turn, and makes
+what is missing. Lines reach the disk by the time a save would. Of several processes each keeps its share in a file of
+its own; another number of processes has other shares, and other files.
 """
 
 from __future__ import annotations
@@ -19,12 +20,18 @@ from typing import Any, BinaryIO
 from rlhf.checkpoint import shown
 from rlhf.disk import append_line
 from rlhf.errors import MissingError
+from rlhf.processes import team
 from rlhf.provenance.fingerprint import digest
 from rlhf.resume.preemption import Stop
 
 Make = Callable[[], Any]
 Chunks = Callable[[str, Make], Any]
 """Given what is asked (as a digest) and how to make it: the answer, a JSON value."""
+
+
+def file_name() -> str:
+    """What this process's chunks are called in `resume/`."""
+    return f"shards-{team.rank()}-of-{team.size()}.jsonl"
 
 
 def afresh(asked: str, make: Make) -> Any:

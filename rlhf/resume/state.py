@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 class Stateful(Protocol):
@@ -20,11 +21,16 @@ class Stateful(Protocol):
 
 
 def pack(value: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A JSON value, and the tensors it names. Tensors that share their memory are stored once."""
+    """A JSON value, and the tensors it names. Tensors that share their memory are stored once.
+
+    Of a tensor that is cut over processes it is this one's part; see `cut_like`.
+    """
     tensors: dict[str, Tensor] = {}
     names: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], str] = {}
 
     def visit(value: Any, path: str) -> Any:
+        if isinstance(value, DTensor):
+            value = value.to_local()
         if isinstance(value, Tensor):
             same = (value.data_ptr(), value.shape, value.stride(), value.dtype)
             if value.numel() == 0 or same not in names:
@@ -59,6 +65,14 @@ def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if "tuple" in value:
         return tuple(unpack(item, tensors) for item in value["tuple"])
     return np.array(value["array"], dtype=value["dtype"])
+
+
+def cut_like(part: Any, whole: Any) -> Any:
+    """This process's part of a tensor, as the tensor that it is a part of; anything else as it is."""
+    if not isinstance(whole, DTensor) or not isinstance(part, Tensor) or part.dim() != whole.dim():
+        return part
+    mesh, placements = whole.device_mesh, whole.placements
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
 
 
 def random_state() -> dict[str, Any]:

@@ -68,6 +68,7 @@ class Tracker:
         console: Console | None = None,
     ) -> None:
         self.tokens = 0  # trained on or generated; a stage counts them here, and the manifest keeps the sum
+        self._before = 0  # of them, by lives before this one
         self.folder = folder
         self.step = step
         self.console = console or Console(soft_wrap=True, highlight=False)
@@ -122,17 +123,17 @@ class Tracker:
         """Tokens that were generated."""
         self.tokens += tokens
 
-    def state(self) -> dict[str, float]:
-        """What it counts, for a save."""
-        return {"tokens": self.tokens, "seconds": monotonic() - self._started}
+    def seconds(self) -> float:
+        """Since it began, in all lives together."""
+        return monotonic() - self._started
 
-    def restore(self, save: Path, state: Mapping[str, float]) -> None:
-        """Put lines and counts back to what a save holds."""
+    def restore(self, save: Path, *, tokens: int, seconds: float) -> None:
+        """Put the lines back to those in a save, and the counts to what they were then."""
         self.streams.restore(save)
         for mirror in self._mirrors:
             mirror.rewind()
-        self.tokens = int(state["tokens"])
-        self._started = monotonic() - state["seconds"]
+        self.tokens = self._before = tokens
+        self._started = monotonic() - seconds
 
     def say(self, text: str) -> None:
         """Print one line, above the bar if there is one; whatever would steer the terminal is taken out."""
@@ -142,7 +143,7 @@ class Tracker:
     def progress(self, total: int, what: str) -> Iterator[Progress]:
         """Count a loop: a bar with its estimated end on a terminal; elsewhere a line at start, end and every 30 s."""
         name = f"[{self.step}]" if what in (self.step, stage_of(self.step)) else f"[{self.step}] {plain(what)}"
-        loop = _Loop(total, lambda: self.tokens)
+        loop = _Loop(total, lambda: self.tokens - self._before)
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             with self._bar(name, loop) as bar:
                 yield bar

@@ -23,7 +23,7 @@ from rlhf.provenance import fingerprint
 if TYPE_CHECKING:
     from rlhf.schema import Recipe
 
-PLACE = ("tensor", "part", "step", "rows")
+PLACE = ("tensor", "part", "step", "iteration", "rows")
 
 
 def write(run_dir: Path, out: Path, about: Mapping[str, Any], recipe: Recipe, error: NonFiniteError) -> Path:

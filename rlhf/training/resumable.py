@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from rlhf.errors import NonFiniteError
+from rlhf.checkpoint import shown
+from rlhf.errors import MissingError, NonFiniteError
 from rlhf.processes import team
 from rlhf.resume.saves import Saves
-from rlhf.resume.state import pack, random_state, set_random_state, unpack
+from rlhf.resume.state import cut_like, random_state, set_random_state
 from rlhf.tracking.track import Tracker
 
 
@@ -44,12 +46,19 @@ class ResumableTrainer(Trainer):
         self.rows: list[int] = []
         track.ledger_of(part, ids, draws=len(ids), epochs=epochs)
         self.add_callback(AfterStep(self))
+        if team.size() > 1:  # it would leave out what it takes for rows that were doubled to fill a last batch
+            self.accelerator.gather_for_metrics = self.accelerator.gather
         save = saves.begin(part)
         with saves.stop.patience():
             if save is None:
                 self.train()
             else:
-                self.held = unpack(save.state, save.tensors())
+                self.own = save.own() or {}
+                self.held = save.state() | self.own
+                if "model" not in self.held:
+                    made = f"save {save.number} was made by {len(save.tokens)} processes that each held a part"
+                    hints = ["go on with as many", f"or begin the step anew: delete {shown(saves.folder)}"]
+                    raise MissingError(made, where=track.step, hints=hints)
                 place = Path(self.args.output_dir) / TRAINER_STATE_NAME  # the one file it insists on reading itself
                 place.write_text(json.dumps(self.held["trainer"]), encoding="utf-8")
                 self.train(resume_from_checkpoint=self.args.output_dir)
@@ -58,11 +67,8 @@ class ResumableTrainer(Trainer):
     # --- the Trainer's hooks ---
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        state = {
-            "trainer": dataclasses.asdict(self.state),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.lr_scheduler.state_dict(),
+        state = {"trainer": dataclasses.asdict(self.state), "scheduler": self.lr_scheduler.state_dict()}
+        own = {
             "random": random_state(),
             # what the next line of metrics will be the mean of
             "loss": self._tr_loss,
@@ -71,23 +77,34 @@ class ResumableTrainer(Trainer):
             "metrics": dict(self._metrics["train"]),
             "tokens": self._total_train_tokens,
         }
-        self.saves.write(self.part, *pack(state))
+        weights = own if any(isinstance(parameter, DTensor) for parameter in self.model.parameters()) else state
+        weights |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        self.saves.write(self.part, state, own)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.model.load_state_dict(self.held["model"])
+        whole = self.model.state_dict()
+        self.model.load_state_dict({name: cut_like(part, whole[name]) for name, part in self.held["model"].items()})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            self.optimizer.load_state_dict(self.held["optimizer"])
-            self.lr_scheduler.load_state_dict(self.held["scheduler"])
+        if checkpoint is None:
+            return
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        moments = {
+            i: {name: cut_like(part, parameters[i]) for name, part in held.items()}
+            for i, held in self.held["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**self.held["optimizer"], "state": moments})
+        self.lr_scheduler.load_state_dict(self.held["scheduler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         # Called where the loop goes on, after it has set its running means to zero.
-        set_random_state(self.held["random"])
-        self._tr_loss = self.held["loss"].to(self.args.device)
-        self._total_loss_scalar, self._globalstep_last_logged = self.held["loss_logged"], self.held["last_logged"]
-        self._metrics["train"].update(self.held["metrics"])
-        self._total_train_tokens = self.held["tokens"]
+        if not self.own:
+            return
+        set_random_state(self.own["random"])
+        self._tr_loss = self.own["loss"].to(self.args.device)
+        self._total_loss_scalar, self._globalstep_last_logged = self.own["loss_logged"], self.own["last_logged"]
+        self._metrics["train"].update(self.own["metrics"])
+        self._total_train_tokens = self.own["tokens"]
 
     def training_step(self, model: Any, inputs: Mapping[str, Tensor], *more: Any) -> Tensor:
         """Forward and backward of one micro-batch."""
@@ -105,6 +122,10 @@ class ResumableTrainer(Trainer):
         return norm
 
     # --- the steps ---
+
+    def epoch(self) -> int:
+        """The pass over the rows that the next step belongs to, from 0."""
+        return int(self.state.global_step // self.steps_per_epoch)
 
     def after_step(self) -> None:
         """The optimizer has made a step: enter what it was made from."""

@@ -101,7 +101,7 @@ def fit_lm(
             if team.size() == 1:
                 return super()._get_train_sampler(train_dataset)
             shuffled = SeedableRandomSampler(range(len(rows)), generator=torch.Generator(), data_seed=self.args.seed)
-            return filled(shuffled, multiple=_together(schedule, optimizer))
+            return filled(shuffled, multiple=_together(schedule, optimizer), epoch=self.epoch)
 
         def training_step(self, model: Any, inputs: Mapping[str, Tensor], *more: Any) -> Any:
             track.tokens += int((inputs["input_ids"] != tokenizer.pad_token_id).sum())
@@ -160,7 +160,8 @@ def fit_reward(
         loss_is_scaled_for_ga = True  # it is a mean over the pairs of the step, not of the micro-batch
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return filled(similar_lengths(pairs, layout, schedule, seed=seed), multiple=_together(schedule, optimizer))
+            order = similar_lengths(pairs, layout, schedule, seed=seed)
+            return filled(order, multiple=_together(schedule, optimizer), epoch=self.epoch)
 
         def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
             return team.summed(sum(batch["real"].sum() for batch in batch_samples).to(device))

@@ -1,0 +1,83 @@
+"""One of two processes is killed at random, again and again: the two that follow end as two that nobody disturbed.
+
+The oracle is the first life, which is let be: SHA-256 of weights, metrics (without the seconds), samples, ledger.
+"""
+
+import os
+import random
+import shutil
+import signal
+import time
+
+import lives
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(900)]
+KILLS = 5
+CUT = {"ACCELERATE_USE_FSDP": "true"}
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    made = lives.Zygote()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def finished(zygote, tmp_path_factory):
+    """The small recipe, made by one process."""
+    return lives.reference(zygote, tmp_path_factory.mktemp("reference"))
+
+
+@pytest.mark.parametrize(
+    ("step", "environment"),
+    [(step, {}) for step in lives.KILLED] + [("sft", CUT), ("reward-2", CUT)],
+    ids=[*lives.KILLED, "sft-cut", "reward-2-cut"],
+)
+def test_killed_at_random_the_end_is_the_same_bit_for_bit(zygote, finished, tmp_path, step, environment):
+    folder = lives.without(finished, step, tmp_path)
+    how = {"settings": lives.BOTH, "processes": 2, "environment": environment}
+    found = lives.lives(zygote, folder, step, kills=KILLS, rng=random.Random(step), **how)
+    assert found.kills == KILLS
+    assert len(found.ends) > 1
+    assert all(end == found.ends[0] for end in found.ends)
+
+
+@pytest.mark.parametrize(("step", "asked"), [("sft", [0, 1]), ("sft", [1]), ("rejection-2", [0, 1])])
+def test_asked_to_stop_both_save_and_go_on(zygote, finished, tmp_path, step, asked):
+    folder = lives.without(finished, step, tmp_path)
+    run_dir = folder / "runs" / "tiny"
+    command = ["run", f"stage={step}", *lives.SMALL, *lives.BOTH]  # at the default interval: nothing is due
+    ends = []
+    for stop in (True, False, False):
+        pids = zygote.start_together(command, folder, {}, processes=2)
+        working = run_dir / f".{step}.partial"
+        while stop and not (working / "metrics.jsonl").exists() and not list(working.glob("resume/shards-*")):
+            time.sleep(0.01)
+        for rank in asked if stop else ():
+            os.kill(pids[rank], signal.SIGTERM)
+        codes = [zygote.wait() for _ in pids]
+        assert codes == ([75, 75] if stop else [0, 0]), (folder / "log").read_text()[-3000:]
+        if stop:
+            assert [*working.glob("resume/save-*"), *working.glob("resume/shards-1-of-2.jsonl")]
+        else:
+            ends.append(lives.outcome(run_dir / step))
+            shutil.rmtree(run_dir / step)
+    assert ends[0] == ends[1]
+
+
+def test_one_process_goes_on_from_a_save_of_two(zygote, finished, tmp_path):
+    """The rows of every step are the same: the ledger is that of the undisturbed run, the last bits are not."""
+    folder = lives.without(finished, "ppo", tmp_path)
+    command = ["run", "stage=ppo", *lives.SMALL, "save_every=0s"]
+    pids = zygote.start_together(command, folder, {}, processes=2)
+    run_dir = folder / "runs" / "tiny"
+    while not list(run_dir.glob(".ppo.partial/resume/save-*")):
+        time.sleep(0.01)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert [zygote.wait() for _ in pids] == [-9, -9]
+    assert zygote.run(command, folder) == 0
+    assert "made by 2 processes: its last bits may differ" in (folder / "log").read_text()
+    assert (run_dir / "ppo" / "ledger.jsonl").read_text() == (finished / "ppo" / "ledger.jsonl").read_text()
