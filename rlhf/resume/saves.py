@@ -64,22 +64,20 @@ class Save:
 
     def state(self) -> Any:
         """What was alike on all processes."""
-        return self._unpacked("state", "state")
+        return self._held("state")
 
     def own(self) -> Any:
         """What this process held alone; None where other numbers of processes made the save and go on from it."""
-        return self._unpacked(f"own-{team.rank()}", "own") if self.alike else None
+        return self._held(f"own-{team.rank()}") if self.alike else None
 
-    def _unpacked(self, name: str, key: str) -> Any:
-        from rlhf.resume.state import unpack
-
-        value = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))[key]
-        tensors = self.folder / f"{name}.safetensors"
-        if not tensors.exists():
-            return unpack(value, {})
+    def _held(self, name: str) -> Any:
         from safetensors.torch import load_file
 
-        return unpack(value, load_file(tensors))
+        from rlhf.resume.state import unpack
+
+        value = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))["held"]
+        tensors = self.folder / f"{name}.safetensors"
+        return unpack(value, load_file(tensors) if tensors.exists() else {})
 
 
 class Saves:
@@ -143,7 +141,7 @@ class Saves:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
             self.track.streams.store(draft)
-            self._store(draft, "state", {**place, "seconds": self.track.seconds()}, state=state)
+            _store(draft, "state", state, **place, seconds=self.track.seconds())
 
         def end() -> None:
             seal(draft, {"fingerprint": self.key, "number": number, "outputs": self._outputs()})
@@ -151,7 +149,7 @@ class Saves:
         if leads:
             written(begin, draft)
         team.meet()
-        written(lambda: self._store(draft, f"own-{team.rank()}", {}, own=own), draft)
+        written(lambda: _store(draft, f"own-{team.rank()}", own), draft)
         team.meet()
         if leads:
             written(end, draft)
@@ -161,20 +159,6 @@ class Saves:
         self._since, self._cost = monotonic(), monotonic() - began
         self.note("save", number=number, part=part, seconds=round(self._cost, 3))
         self.stop.leave(self.track.step)
-
-    def _store(self, draft: Path, name: str, place: dict[str, Any], **packed: Any) -> None:
-        """One process's two files of a save, durable: another will list them."""
-        from rlhf.resume.state import pack
-
-        ((key, value),) = packed.items()
-        place[key], tensors = pack(value)
-        (draft / f"{name}.json").write_text(json.dumps(place), encoding="utf-8")
-        sync(draft / f"{name}.json")
-        if tensors:
-            from safetensors.torch import save_file
-
-            save_file(tensors, draft / f"{name}.safetensors")
-            sync(draft / f"{name}.safetensors")
 
     def _prune(self, final: Path, number: int) -> None:
         """Read back what was written; only if it is whole the ones before it go, all but one."""
@@ -317,3 +301,17 @@ class Saves:
                 self._digests[known] = file_digest(path)
             found[name] = self._digests[known]
         return found
+
+
+def _store(draft: Path, name: str, held: Any, **place: Any) -> None:
+    """A process's two files of a save, durable: the one that seals it may be on another machine."""
+    from safetensors.torch import save_file
+
+    from rlhf.resume.state import pack
+
+    value, tensors = pack(held)
+    (draft / f"{name}.json").write_text(json.dumps({**place, "held": value}), encoding="utf-8")
+    sync(draft / f"{name}.json")
+    if tensors:
+        save_file(tensors, draft / f"{name}.safetensors")
+        sync(draft / f"{name}.safetensors")
