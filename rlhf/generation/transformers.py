@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
+from rlhf.generation.fused import Fused, applies
 from rlhf.generation.protocol import Completion, Request
 
 BLOCK = 256
@@ -76,14 +77,29 @@ def generate(model: PreTrainedModel, request: Request, *, rows_per_batch: int = 
     order = sorted(range(len(request.prompts)), key=lambda i: len(request.prompts[i]))
     k = request.sampling.samples_per_prompt
     size = max(1, rows_per_batch // k)
+    step = Fused(model) if applies(model) else Whole(model)
     for chosen in (order[start : start + size] for start in range(0, len(order), size)):
-        rows = _decode(model, request.part(chosen))
+        rows = _decode(model, step, request.part(chosen))
         for place, i in enumerate(chosen):
             found[i] = rows[place * k : (place + 1) * k]
     return found
 
 
-def _decode(model: PreTrainedModel, request: Request) -> list[Completion]:
+class Whole:
+    """One step of decoding by the model's own forward, whatever its architecture."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def __call__(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache) -> Tensor:
+        """The logits [R, V] after `tokens` [R] at `positions` [R]; `mask` [R, S] is 1 where a row sees."""
+        logits: Tensor = self.model(
+            input_ids=tokens[:, None], attention_mask=mask, position_ids=positions[:, None], past_key_values=cache
+        ).logits
+        return logits[:, -1]
+
+
+def _decode(model: PreTrainedModel, step: Whole | Fused, request: Request) -> list[Completion]:
     """One batch: prefill the prompts, then one token per live row and step. Rows are [prompt * K + k]."""
     sampling, device = request.sampling, model.device
     rows = len(request.prompts) * sampling.samples_per_prompt
@@ -106,12 +122,7 @@ def _decode(model: PreTrainedModel, request: Request) -> list[Completion]:
             kept = _leave(cache, stop)
             live, token, position = live[kept], token[kept], position[kept]
             mask = None if mask is None else mask[kept]
-        logits = model(
-            input_ids=token[:, None],
-            attention_mask=None if mask is None else mask[:, : width + t + 1],
-            position_ids=position[:, None],
-            past_key_values=cache,
-        ).logits[:, -1]
+        logits = step(token, position, None if mask is None else mask[:, : width + t + 1], cache)
         position = position + 1
     return [
         Completion(tuple(ids[:n]), tuple(lps[:n]), "stop" if end else "length")
@@ -172,7 +183,7 @@ def choose(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float)
     Returns:
         tokens [R] and their log-probabilities [R] (nats) in the distribution drawn from.
     """
-    scaled = logits.float() / (temperature or 1.0)
+    scaled = logits.float() if temperature in (0, 1) else logits.float() / temperature
     if temperature == 0:
         token = scaled.argmax(-1)
         return token, scaled.gather(1, token[:, None])[:, 0] - scaled.logsumexp(-1)
