@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.chat import decode_completion, encode_prompt
@@ -22,6 +23,7 @@ from rlhf.functional.kl import exact_kl
 from rlhf.functional.logprobs import chosen_logprobs
 from rlhf.generation.protocol import Completion, Engine, Request, Sampling
 from rlhf.generation.transformers import InProcess
+from rlhf.models import packing
 from rlhf.models.load import context_of, load_policy
 from rlhf.models.score import pad_right, token_values
 from rlhf.processes.ranks import dealt
@@ -29,6 +31,8 @@ from rlhf.provenance.fingerprint import digest
 from rlhf.resume.shards import generated, kept
 from rlhf.schema import GenerationConfig, ModelConfig
 
+LOGITS = 2**22
+"""Numbers that logits may have at a time: 16 MB in single precision."""
 CHUNK = 256
 """Rows that are kept together, of an engine that makes batches of its own."""
 
@@ -210,32 +214,60 @@ class Rollout:
         return (self.start[:, None] - 1 + steps).clamp(max=self.input_ids.shape[1] - 1)
 
 
-def padding_share(rollout: Rollout, parts: Sequence[Tensor]) -> float:
+def padding_share(policy: PreTrainedModel, rollout: Rollout, parts: Sequence[Tensor]) -> float:
     """How much of what a model computes is padding, when these rows are forwarded together."""
-    lengths = rollout.attention_mask.sum(-1)
-    computed = sum(len(index) * int(lengths[index].max()) for index in parts)
-    return 1 - sum(int(lengths[index].sum()) for index in parts) / computed if computed else 0.0
+    masks = [rollout.rows(index).attention_mask for index in parts]
+    real = sum(int(mask.sum()) for mask in masks)
+    computed = sum(int(mask.sum()) if packing.packed(policy.base_model, mask) else mask.numel() for mask in masks)
+    return 1 - real / computed if computed else 0.0
+
+
+def completion_states(policy: PreTrainedModel, rollout: Rollout) -> Tensor:
+    """[N, H] the states that predict the completion tokens that exist, row by row."""
+    hidden = packing.states(policy.base_model, rollout.input_ids, rollout.attention_mask)
+    rows, steps = rollout.completion_mask.nonzero(as_tuple=True)
+    return hidden[rows, rollout.start[rows] - 1 + steps]
 
 
 def completion_logits(policy: PreTrainedModel, rollout: Rollout) -> Tensor:
     """[N, V] logits of the completion tokens that exist, row by row; the head is applied to nothing else."""
-    hidden = policy.base_model(
-        input_ids=rollout.input_ids, attention_mask=rollout.attention_mask, use_cache=False
-    ).last_hidden_state
-    rows, steps = rollout.completion_mask.nonzero(as_tuple=True)
-    logits: Tensor = policy.get_output_embeddings()(hidden[rows, rollout.start[rows] - 1 + steps])
+    logits: Tensor = policy.get_output_embeddings()(completion_states(policy, rollout))
     return logits
 
 
 def completion_logprobs(policy: PreTrainedModel, rollout: Rollout, *, temperature: float) -> Tensor:
     """[B, T] log-probabilities (nats) of the completion tokens, at the temperature they were sampled at."""
-    return logprobs_of(completion_logits(policy, rollout), rollout, temperature=temperature)
+    return completion_choices(policy, rollout, temperature=temperature)[0]
 
 
-def logprobs_of(logits: Tensor, rollout: Rollout, *, temperature: float) -> Tensor:
-    """[B, T] log-probabilities (nats) of the completion tokens, from their logits [N, V]; 0 outside."""
-    chosen = rollout.tokens[rollout.completion_mask]
-    return rollout.spread(chosen_logprobs(logits[None], chosen[None], temperature=temperature)[0])
+def completion_choices(
+    policy: PreTrainedModel,
+    rollout: Rollout,
+    *,
+    temperature: float,
+    undecided: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [B, T] of the completion tokens, and what `undecided` makes of the logits over temperature.
+
+    Logits are made for a few tokens at a time, and made again for the gradient: those of all never exist together.
+    """
+    head = policy.get_output_embeddings()
+
+    def read(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(states)[None]
+        made = chosen_logprobs(logits, tokens[None], temperature=temperature)[0]
+        with torch.no_grad():
+            return made, made.new_zeros(len(made)) if undecided is None else undecided(logits / temperature)[0]
+
+    states, tokens = completion_states(policy, rollout), rollout.tokens[rollout.completion_mask]
+    rows = max(1, LOGITS // head.weight.shape[0])
+    if len(tokens) <= rows:
+        found = [read(states, tokens)]
+    else:
+        parts = zip(torch.split(states, rows), torch.split(tokens, rows), strict=True)
+        found = [checkpoint(read, *part, use_reentrant=False) for part in parts]
+    logprobs, others = (rollout.spread(torch.cat(made)) for made in zip(*found, strict=True))
+    return logprobs, others
 
 
 def completion_values(critic: PreTrainedModel, rollout: Rollout) -> Tensor:

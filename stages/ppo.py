@@ -31,10 +31,9 @@ from rlhf.processes import team
 from rlhf.rollout import (
     Rollout,
     Sample,
-    completion_logits,
+    completion_choices,
     completion_logprobs,
     completion_values,
-    logprobs_of,
     mean_kl,
     padding_share,
     require_fit,
@@ -108,6 +107,7 @@ def load_models(job: Job) -> Models:
 def make_optimizers(models: Models, config) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """AdamW with a constant learning rate, one for the policy and one for the critic."""
     common = {"betas": (config.beta1, config.beta2), "eps": config.eps, "weight_decay": config.weight_decay}
+    common["fused"] = True  # one pass over the weights, which a step of few answers otherwise mostly waits for
     return (
         torch.optim.AdamW(trained(models.policy), lr=config.learning_rate, **common),
         torch.optim.AdamW(trained(models.critic), lr=config.critic_learning_rate, **common),
@@ -183,14 +183,14 @@ def advantages_of(config, models: Models, rollout: Rollout, score: Tensor, *, id
     models.policy.eval()
     models.critic.eval()
     found = torch.zeros(3, *mask.shape, device=mask.device)
-    parts, drift = own_parts(config, rollout, torch.arange(len(rollout))), float("inf")
+    parts = own_parts(config, rollout, torch.arange(len(rollout)))
+    agrees = bool(parts) and sampler_agrees(config, models.policy, rollout.rows(parts[0][:1]))
     for index in parts:
         part = rollout.rows(index)
         width = part.tokens.shape[1]
         sampled = part.old_logprobs
-        if not drift <= config.max_logprob_drift:  # not known yet, or too much
+        if not agrees:
             sampled = completion_logprobs(models.policy, part, temperature=config.temperature)
-            drift = (sampled - part.old_logprobs * part.completion_mask).abs().max().item()
         found[0, index, :width] = sampled
         found[1, index, :width] = completion_logprobs(models.reference, part, temperature=config.temperature)
         found[2, index, :width] = completion_values(models.critic, part)
@@ -212,10 +212,16 @@ def advantages_of(config, models: Models, rollout: Rollout, score: Tensor, *, id
         "value/explained_variance": explained_variance(values, returns, mask).item(),
         "objective/return": (returns * mask).sum().item() / mask.sum().item(),
         "val/logprob_drift": ((logprobs - rollout.old_logprobs) * mask).abs().max().item(),
-        "val/padding": padding_share(rollout, parts),
+        "val/padding": padding_share(models.policy, rollout, parts),
     }
     whitened_advantages = whiten(advantages, mask, moments(advantages, mask), epsilon=1e-8)
     return Learn(logprobs, values * mask, whitened_advantages, returns, stats)
+
+
+def sampler_agrees(config, policy: PreTrainedModel, longest: Rollout) -> bool:
+    """Whether a forward gives the longest answer the log-probabilities that sampling gave it; nan does not."""
+    made = completion_logprobs(policy, longest, temperature=config.temperature)
+    return (made - longest.old_logprobs).abs().max().item() <= config.max_logprob_drift
 
 
 def own_parts(config, rollout: Rollout, index: Tensor) -> tuple[Tensor, ...]:
@@ -272,8 +278,7 @@ def backward(config, models: Models, part: Rollout, learn: Learn, index: Tensor,
         x[index, :width] for x in (learn.old_logprobs, learn.old_values, learn.advantages, learn.returns)
     )
     mask = part.completion_mask
-    logits = completion_logits(models.policy, part)
-    logprobs = logprobs_of(logits, part, temperature=config.temperature)
+    logprobs, undecided = completion_choices(models.policy, part, temperature=config.temperature, undecided=entropy)
     loss, stats = policy_loss(
         logprobs, old_logprobs, advantages, mask, clip_range=config.clip_range, denominator=tokens
     )
@@ -283,15 +288,13 @@ def backward(config, models: Models, part: Rollout, learn: Learn, index: Tensor,
         values, old_values, returns, mask, value_clip_range=config.value_clip_range, denominator=tokens
     )
     critic_loss.backward()
-    with torch.no_grad():
-        mean_entropy = entropy(logits.detach()[None] / config.temperature).sum() / tokens
     return {
         "loss/policy_avg": loss.item(),
         "loss/value_avg": critic_loss.item(),
         "policy/clipfrac_avg": float(stats.clip_fraction),
         "policy/approxkl_avg": float(stats.approx_kl),
         "val/ratio": float(stats.ratio_mean),
-        "objective/entropy": mean_entropy.item(),
+        "objective/entropy": (undecided.sum() / tokens).item(),
     }
 
 

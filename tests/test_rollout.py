@@ -11,6 +11,7 @@ from rlhf.data.types import Prompt, Turn
 from rlhf.errors import DataError, NonFiniteError
 from rlhf.generation.protocol import Completion, Sampling
 from rlhf.generation.transformers import InProcess
+from rlhf.models import packing
 from rlhf.models.load import save
 from rlhf.models.score import token_values
 from rlhf.rollout import (
@@ -227,12 +228,15 @@ def test_the_kl_to_another_model_is_summed_over_each_answer_and_averaged_over_an
     assert mean_kl(policy, other, samples * 11, **same) == pytest.approx(found, rel=1e-5)
 
 
-def test_the_share_of_padding_by_hand(rollout):
+def test_the_share_of_padding_by_hand(policy, rollout, monkeypatch):
     lengths = rollout.attention_mask.sum(-1).tolist()
     parts = [torch.tensor([0, 1]), torch.tensor([2])]
     computed = 2 * max(lengths[:2]) + lengths[2]
-    assert padding_share(rollout, parts) == pytest.approx(1 - sum(lengths[:3]) / computed)
-    assert padding_share(rollout, [torch.tensor([i]) for i in range(len(rollout))]) == 0.0
+    monkeypatch.setattr(packing, "MOST_PADDING", 0.999)
+    assert padding_share(policy, rollout, parts) == pytest.approx(1 - sum(lengths[:3]) / computed)
+    assert padding_share(policy, rollout, [torch.tensor([i]) for i in range(len(rollout))]) == 0.0
+    monkeypatch.setattr(packing, "MOST_PADDING", 0.0)
+    assert padding_share(policy, rollout, parts) == 0.0
 
 
 def test_a_gradient_reaches_policy_and_critic(policy, reward_model, rollout):

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf.models.packing import sees_all
 from rlhf.models.score import pad_right, read_score, token_values
 
 PROMPT, CHOSEN, REJECTED, PADDING = range(4)
@@ -108,15 +109,7 @@ def cheapest(model: PreTrainedModel, batches: Mapping[Layout, Sequence[Sequence[
         work[layout] = sum(n * width * (per_token + width * per_key) for n, width in shapes)
         real = [len(c) + len(r) if rows == 2 else length_of(c, r, layout) for part in parts for c, r in part]
         counted[layout] = (sum(real), sum(n * width for n, width in shapes))
-    able = [layout for layout in batches if layout == "two rows" or can_share(model)]
+    able = [layout for layout in batches if layout == "two rows" or sees_all(model)]
     layout = min(able, key=lambda name: work[name])
     tokens, padded = counted[layout]
     return Batching(layout, tokens, 1 - tokens / padded, work[layout] / work["two rows"])
-
-
-def can_share(model: Any) -> bool:
-    """Whether the model takes a mask of our own: scaled-dot-product attention over the whole context does."""
-    config = model.config
-    kinds = getattr(config, "layer_types", None)
-    windows = set(kinds) != {"full_attention"} if kinds else getattr(config, "sliding_window", None) is not None
-    return config._attn_implementation == "sdpa" and not windows

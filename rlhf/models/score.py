@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf.finite import require_finite
+from rlhf.models import packing
 from rlhf.processes.ranks import dealt
 
 
@@ -27,9 +28,11 @@ def token_values(
 
     The mask is [B, S], what exists, or [B, 1, S, S], who sees whom; the latter needs positions, too.
     """
-    body = model.base_model
-    seen = {"attention_mask": attention_mask, "position_ids": position_ids}
-    hidden = body(input_ids=input_ids, **seen, use_cache=False).last_hidden_state
+    if position_ids is None:
+        hidden = packing.states(model.base_model, input_ids, attention_mask)
+    else:
+        seen = {"attention_mask": attention_mask, "position_ids": position_ids}
+        hidden = model.base_model(input_ids=input_ids, **seen, use_cache=False).last_hidden_state
     values: Tensor = model.score(hidden.to(model.score.weight.dtype))  # an adapter's head is float32 over any body
     return values.squeeze(-1).float()
 
@@ -83,8 +86,7 @@ def score(
 ) -> Tensor:
     """Score whole dialogues (prompt and completion ids): [N] logits, in the order given.
 
-    Equal rows are scored once; rows of similar length share a batch, so little is spent on padding. Several processes
-    share the batches.
+    Equal rows are scored once; rows of similar length share a batch. Several processes share the batches.
 
     Raises:
         NonFiniteError: a score, called `what`, is no finite number; rows are named by their place.

@@ -298,7 +298,7 @@ def test_the_loss_and_the_step_are_those_of_trls_trainer(reward_model, tokenizer
     """One batch through TRL's own RewardTrainer, with margins and centring: the same loss, the same weights then."""
     pairs = [dataclasses.replace(pair(i, length=3 + 7 * i % 11), margin=i / 3) for i in range(6)]
     ours, theirs = reward_model, copy.deepcopy(reward_model)
-    monkeypatch.setattr(pair_batches, "can_share", lambda model: layout == "shared prompt")
+    monkeypatch.setattr(pair_batches, "sees_all", lambda model: layout == "shared prompt")
     batching = fit_pairs(ours, tokenizer, pairs, track, batch_size=6, learning_rate=1e-3)
     assert batching.layout == layout
     rows = [{"chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids, "margin": p.margin} for p in pairs]
