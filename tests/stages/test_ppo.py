@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from benchmarks.claims.scores import scores
 from rlhf.errors import DataError, NonFiniteError
 from rlhf.microworld.language import pair_held_out
 from rlhf.microworld.oracle import read_prompt
@@ -231,6 +232,20 @@ def test_the_size_of_scores_changes_nothing(job, strayed):
     _, rollout = collected(job, strayed)
     plain, scaled = (ppo.advantages_of(job.config, strayed, rollout, s, ids=NAMES) for s in (SCORES, 10 * SCORES + 3))
     torch.testing.assert_close(plain.returns, scaled.returns)
+
+
+@pytest.mark.parametrize(("times", "whitened"), [(10.0, False), (10.0, True)])
+def test_raw_scores_of_the_claims_rig_are_what_a_token_earns(job_of, strayed, times, whitened):
+    """With lambda 1 and no KL to pay, an answer returns its score; the advantages are whitened either way."""
+    job = job_of("ppo", **SMALL, gae_lambda=1.0, kl_coef=0.0)
+    _, rollout = collected(job, strayed)
+    with scores(times, whitened=whitened):
+        learn = ppo.advantages_of(job.config, strayed, rollout, SCORES, ids=NAMES)
+    worth = whitened_by_hand(SCORES.tolist()) if whitened else (times * SCORES).tolist()
+    assert learn.returns[:, 0].tolist() == pytest.approx(worth, abs=1e-4)
+    assert learn.advantages[rollout.completion_mask].std(correction=0).item() == pytest.approx(1.0, abs=1e-3)
+    plain = ppo.advantages_of(job.config, strayed, rollout, SCORES, ids=NAMES)
+    assert plain.returns[:, 0].tolist() == pytest.approx(whitened_by_hand(SCORES.tolist()), abs=1e-4)
 
 
 # ── updates ──────────────────────────────────────────────────────────────────────────────────────────────────────────
