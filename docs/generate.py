@@ -32,6 +32,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return expand(markdown)
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """A table that is too wide scrolls by itself, with the keyboard, too."""
+    table = '<div class="wide" tabindex="0"><table class="rows">'
+    return html.replace("<table>", table).replace("</table>", "</table></div>")
+
+
 def expand(markdown: str) -> str:
     """The page with its parts filled in."""
     return re.sub(r"^<!-- (\w+)(.*) -->$", lambda m: PARTS[m[1]](*m[2].split()), markdown, flags=re.MULTILINE)
@@ -139,26 +145,43 @@ def commands() -> str:
     for command in COMMANDS:
         given = {**command.words, **command.flags, **{f"{name}=": text for name, text in command.options.items()}}
         lines = [[code(name), re.sub(r"\s{2,}", " ", text)] for name, text in given.items() if name not in ("", "*")]
-        examples = "\n".join(command.examples)
+        width = max(map(len, command.examples), default=0)
+        examples = "\n".join(
+            f"{line:{width}}   # {needs}" if (needs := wants(line)) else line for line in command.examples
+        )
         parts.append(f"## {command.name}\n\n{command.help.capitalize()}. {command.more}\n\n```sh\n{examples}\n```")
         if lines:
             parts.append(rows("takes | what it does", lines))
     return "\n\n".join(parts)
 
 
+def wants(line: str) -> str:
+    """What an example takes beside a run, in the words of the pages."""
+    needs = {
+        "rlhf reproduce": "takes as long as the run",
+        "rlhf chat --web": "stays open",
+        "rlhf push": "needs an account on the hub",
+        "rlhf annotate": "waits for people",
+        "rlhf check data stage=reward config=hh": "needs the hub",
+        "rlhf sync": "needs a W&B account",
+        "rlhf replay": "after exit code 76",
+    }
+    return next((what for start, what in needs.items() if line.startswith(start)), "")
+
+
 def recipe(name: str, *words: str) -> str:
-    """A recipe's own head, and what it needs."""
+    """What a recipe says of itself at its head, and what it needs."""
     text = (ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
-    head = re.match(r"(#.*\n)+", text)
-    return f"```yaml\n{head[0] if head else ''}```\n\n" + printed("plan", f"config={name}", *words)
+    head = "".join(line for line in text.partition("\n\n")[0].splitlines(keepends=True) if line.startswith("#"))
+    return f"```yaml\n{head}\n```\n\n" + plan(f"config={name}", *words)
 
 
-def printed(*words: str) -> str:
-    """A command and what it prints."""
+def plan(*words: str) -> str:
+    """What `rlhf plan` prints of bytes and operations; its steps, all to be made, are left out."""
     out = io.StringIO()
     with redirect_stdout(out):
-        main(words)
-    return f"```sh\nrlhf {shlex.join(words)}\n```\n\n```text\n{out.getvalue()}```"
+        main(["plan", *words])
+    return f"```sh\nrlhf plan {shlex.join(words)}\n```\n\n```text\n{out.getvalue().partition(chr(10) * 2)[2]}```"
 
 
 def paper(*title: str) -> str:
@@ -174,5 +197,5 @@ def file(path: str) -> str:
 
 PARTS = {
     part.__name__: part
-    for part in (settings, health, metrics, exits, failures, catalogue, commands, recipe, printed, paper, file)
+    for part in (settings, health, metrics, exits, failures, catalogue, commands, recipe, plan, paper, file)
 }

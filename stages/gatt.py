@@ -10,6 +10,7 @@ from rlhf.data.conversations import Conversation, Said, Without, under_instructi
 from rlhf.data.gatt import spread, training_dialogue
 from rlhf.data.instructions import WITHDRAWAL, Lists, read_lists
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
+from rlhf.errors import RlhfError
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import InProcess
 from rlhf.microworld import dialogues as worldly
@@ -117,6 +118,9 @@ def training_rows(job: Job, conversations: Sequence[Conversation], answers: list
 
     A conversation that was sampled to its end holds one row for every turn it could have ended at. What changes an
     instruction is said once, too, in the turn where it changes.
+
+    Raises:
+        RlhfError: if no answer can be a target.
     """
     config, rng, rows = job.config, random.Random(job.seed), []
     for c, replies in zip(conversations, answers, strict=True):
@@ -128,6 +132,12 @@ def training_rows(job: Job, conversations: Sequence[Conversation], answers: list
             if replies[end - 1].text and replies[end - 1].finished:  # an answer that never ended is no example
                 users = [c.said(turn, short=short) for turn in range(end)]
                 rows.append(training_dialogue(f"{c.id}/{end}", shown, users, texts[:end], source="gatt"))
+    if not rows:
+        raise RlhfError(
+            f"none of {len(conversations):,} conversations ends with an answer that can be a target: all never ended",
+            where=job.name,
+            hints=["give answers more room: gatt.max_new_tokens", "or train the policy longer: sft.epochs"],
+        )
     return rows
 
 

@@ -4,8 +4,11 @@ docs/own-data.md is walked by tests/test_tutorial.py, with a model and data of o
 """
 
 import importlib.util
+import io
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -34,6 +37,26 @@ REASONS = (
 )
 
 
+# The recipe as small as it still goes through: what `rlhf run` stands for here.
+SMALL = """
+stages: [base, sft, preferences, reward, rejection, ppo, evaluate]
+rounds: 1
+threads: 1
+wandb: disabled
+model: {hidden_size: 32, intermediate_size: 64, layers: 1, max_length: 768}
+base: {data: &world [{name: microworld}], steps: 10, words: 4000, extension_steps: 0, row_length: 128}
+sft: {data: [{name: microworld, limit: 60}], epochs: 1, row_length: 128}
+preferences: {data: *world, helpfulness_prompts: 24, safety_prompts: 24, test_prompts: 16, max_new_tokens: 12}
+reward: {epochs: 1, batch_size: 16}
+rejection: {data: *world, prompts: 8, samples_per_prompt: 2, temperature_prompts: 4, temperatures: [1.0], epochs: 1,
+            max_truncated: 1, max_new_tokens: 40, reward_gate: ignore}
+ppo: {data: *world, iterations: 1, batch_size: 4, minibatch_size: 4, heldout_prompts: 4, heldout_every: 1,
+      max_kl: 1000, max_new_tokens: 12, reward_gate: ignore}
+evaluate: {data: *world, prompts: 8, best_of_prompts: 2, best_of_samples: 2, dialogues: 1, turns: [2], samples: 2,
+           attention: 1, max_new_tokens: 12, diversity_temperatures: [0.5, 1.0]}
+"""
+
+
 @pytest.fixture(scope="module")
 def generate():
     """The hook that fills the pages in."""
@@ -45,8 +68,9 @@ def generate():
 
 @pytest.fixture(scope="module")
 def pages(generate):
-    """Every page by its name, with its parts filled in."""
-    return {page.relative_to(DOCS).as_posix(): generate.expand(page.read_text("utf-8")) for page in DOCS.rglob("*.md")}
+    """Every page by its name, in the order of the menu, with its parts filled in."""
+    menu = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:")[2]
+    return {name: generate.expand((DOCS / name).read_text("utf-8")) for name in re.findall(r"[\w/-]+\.md", menu)}
 
 
 @dataclass(frozen=True)
@@ -71,7 +95,7 @@ def typed(pages: dict[str, str]) -> list[Typed]:
     found = []
     for name, text in pages.items():
         for block in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-            for line in block.splitlines():
+            for line in block.replace("\\\n", " ").splitlines():
                 command, _, comment = line.partition(" #")
                 found.append(Typed(name, command.strip(), comment.strip()))
     return found
@@ -120,18 +144,43 @@ def test_what_is_not_ours_is_there(pages):
             assert entry.reason, entry
 
 
-LIGHT = ("plan", "show", "status", "metrics", "launch")
+def ours(pages: dict[str, str]) -> list[Typed]:
+    """The commands of rlhf that need nothing but a run."""
+    return [e for e in typed(pages) if e.words[0] == "rlhf" and not e.reason and e.page != "own-data.md"]
+
+
+LIGHT = ("plan", "show", "launch", "metrics")
 
 
 def test_what_needs_no_run_does_what_it_says(pages, folder, capsys):
     """`rlhf run` as `rlhf plan`, which reads and decides the same."""
     wrong = []
-    for entry in typed(pages):
+    for entry in ours(pages):
         words = entry.words[1:]
-        if entry.words[0] == "rlhf" and words[0] == "run":
+        if words[0] == "run":
             words = ["plan", *(word for word in words[1:] if word not in ("--strict", "--locked"))]
-        if entry.words[0] == "rlhf" and words[0] in LIGHT and not entry.reason and entry.page != "own-data.md":
+        if words[0] in LIGHT:
             wrong += [(entry.page, entry.line, capsys.readouterr().err)] if main(words) else []
+    assert not wrong
+
+
+@pytest.mark.slow
+def test_what_needs_a_run_does_what_it_says(pages, folder, monkeypatch, capsys):
+    """In one folder, in which the tutorial's `rlhf run` has made three small runs for real."""
+    Path("small.yaml").write_text(SMALL)
+    assert main(["run", "config=small.yaml", "run=tiny"]) == 0, capsys.readouterr()
+    shutil.copytree("runs/tiny", "runs/tiny-2")
+    wrong = []
+    for entry in ours(pages):
+        words = entry.words[1:]
+        if words[0] == "run" and entry.page == "tutorial.md":
+            words += ["config=small.yaml", *(["run=tiny"] if "run=" not in entry.line else [])]
+        elif words[0] in (*LIGHT, "run"):
+            continue
+        monkeypatch.setattr(sys, "stdin", io.StringIO("how do i open the door ?\n"))
+        code = main(words)
+        found = words[0] == "doctor" and code == 1  # so short a training is not healthy
+        wrong += [(entry.page, entry.line, code, capsys.readouterr().err)] if code and not found else []
     assert not wrong
 
 
@@ -153,13 +202,35 @@ def test_a_failure_stands_with_its_ways_out_and_code(generate, tmp_path):
     assert found == r"| … rows are \| too many | first<br>then … | 65 |"
 
 
-def test_the_site_is_built_without_a_warning(tmp_path, monkeypatch):
-    """Strict: a link or a heading that is not there, a page that is in no menu."""
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The pages as they are read. Strict: a link or a heading that is not there, a page that is in no menu."""
     pytest.importorskip("mkdocs", reason="needs mkdocs: pip install --group docs")
-    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    page = (tmp_path / "stages" / "ppo.html").read_text("utf-8")
-    assert "ppo.kl_coef" in page
-    assert not re.findall(r"<!-- \w+ ", page.partition("<article")[2])
+    return folder
+
+
+def test_the_parts_are_filled_in(site, pages):
+    for name in pages:
+        page = (site / name).with_suffix(".html").read_text("utf-8").partition("<article")[2]
+        assert not re.findall(r"<!-- \w+ ", page), name
+    assert "ppo.kl_coef" in (site / "stages" / "ppo.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_pages_ask_for_nothing_and_are_for_everyone(browser, site, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+    page = browser.new_context(color_scheme=scheme, viewport={"width": 390, "height": 800}).new_page()
+    seen = []
+    page.on("request", lambda request: seen.append(request.url))
+    page.on("pageerror", lambda error: seen.append(f"error: {error}"))
+    for name in ("index", "tutorial", "recipes", "stages/ppo", "reference/errors"):
+        page.goto((site / f"{name}.html").as_uri())
+        found = axe.run(page).response["violations"]
+        assert not [(f["id"], f["nodes"][0]["html"]) for f in found if f["impact"] in ("serious", "critical")], name
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+    assert not [url for url in seen if not url.startswith(("file:", "data:", "blob:"))]

@@ -380,7 +380,7 @@ def test_the_headline_and_the_tables_say_the_numbers(finished: tuple[dict[str, A
     assert "At turn 20 an instruction given once is followed in 92% of the dialogues" in flat
     assert "claims that hold: B1 B13" in flat
     assert "claims that do not hold: B21" in flat
-    assert "claims that cannot be tested here: B2" in flat
+    assert "claims that this run alone cannot test: B2" in flat
     assert text.rstrip().endswith("next: rlhf report run=tiny format=markdown")
     assert max(map(len, text.splitlines())) <= 80
 

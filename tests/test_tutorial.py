@@ -10,7 +10,7 @@ import pytest
 from rlhf.cli import main
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own-data.md").read_text(encoding="utf-8")
-COMMANDS = [shlex.split(line)[1:] for line in PAGE.splitlines() if line.startswith("rlhf ")]
+COMMANDS = [shlex.split(line)[1:] for line in PAGE.replace("\\\n", " ").splitlines() if line.startswith("rlhf ")]
 
 
 def blocks(language: str) -> list[str]:

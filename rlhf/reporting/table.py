@@ -204,7 +204,7 @@ def headline(report: Report) -> str:
 def claims_by_verdict(report: Report) -> list[tuple[str, list[str]]]:
     """The claims' ids by verdict, as the end of 'claims that ...'."""
     claims: Mapping[str, Any] = report.get("claims", {})
-    verdicts = (("hold", True), ("do not hold", False), ("cannot be tested here", "untestable"))
+    verdicts = (("hold", True), ("do not hold", False), ("this run alone cannot test", "untestable"))
     found = [(words, [name for name, c in claims.items() if c.get("holds") == value]) for words, value in verdicts]
     return [(words, names) for words, names in found if names]
 

@@ -11,7 +11,7 @@ from rlhf.data.chat import encode_dialogue, encode_prompt
 from rlhf.data.conversations import Change, Conversation
 from rlhf.data.instructions import Instruction
 from rlhf.data.types import Dialogue, Prompt, Turn, read_jsonl
-from rlhf.errors import ConfigError, DataError
+from rlhf.errors import ConfigError, DataError, RlhfError
 from rlhf.generation.protocol import Completion, Sampling
 from rlhf.models.score import score
 from rlhf.rollout import Sample
@@ -102,6 +102,13 @@ def test_no_row_ends_with_an_answer_that_is_empty_or_never_ended(job_of):
 
 
 # ── what bears loss ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_where_no_answer_ended_it_says_so_instead_of_training(job_of):
+    endless = [said("on and on", finished=False)] * 3
+    with pytest.raises(RlhfError, match="none of 1 conversations ends") as caught:
+        gatt.training_rows(job_of("gatt"), [conversation(3)], [endless])
+    assert any("gatt.max_new_tokens" in hint for hint in caught.value.hints)
 
 
 def trained_tokens(monkeypatch, policy, tokenizer, rows, job, ghost):
