@@ -28,6 +28,7 @@ DOORS = {
     "tensorboard": {"rlhf/tracking/tensorboard_run.py"},
     "wandb_workspaces": {"rlhf/tracking/workspace.py"},
     "peft": {"rlhf/models/adapters.py"},
+    "deepspeed": {"rlhf/processes/zero.py"},
     "vllm": {"rlhf/generation/vllm.py"},
 }
 

@@ -35,7 +35,7 @@ COMMANDS = (
         ("rlhf plan", "rlhf plan config=llama2-7b gpus=8 gpu_memory=80GB tflops=312"),
         flags=AGAIN,
         options={
-            "launch": "ddp, fsdp; zero2, zero3: what if they ran (they do not)         [ddp]",
+            "launch": "ddp, fsdp, zero2, zero3: how models that learn are spread        [ddp]",
             "gpus": "how many                                                          [1]",
             "gpu_memory": "of each, such as 80GB",
             "tflops": "peak of each, for the time",
@@ -52,7 +52,7 @@ COMMANDS = (
         ("rlhf launch slurm nodes=2 gpus=8 config=llama2-7b", "rlhf launch accelerate config=llama2-7b --dry-run"),
         flags={"--dry-run": "print it instead"},
         options={
-            "launch": "ddp: models whole on every GPU; fsdp: what is trained in parts",
+            "launch": "ddp: models whole on every GPU; fsdp, zero2, zero3: what is trained in parts",
             "nodes": "machines                                                  [1]",
             "gpus": "of each                                                    [8]",
             "to": "file to write                     [RUN.slurm, or RUN.sh]",

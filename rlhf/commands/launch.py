@@ -9,7 +9,7 @@ from rlhf.commands.request import Request
 from rlhf.disk import write_text
 from rlhf.errors import ConfigError
 
-ENGINES = ("ddp", "fsdp")
+ENGINES = ("ddp", "fsdp", "zero2", "zero3")
 
 
 def main(request: Request) -> int:

@@ -52,8 +52,6 @@ def costs(steps: list[Step], recipe: Recipe, hardware: Hardware) -> None:
         f" {hardware.rows:,} rows of a set without a limit"
         + (f", {hardware.mfu:.0%} of {hardware.tflops:g} TFLOP/s" if hardware.tflops else "; time: give tflops=")
     )
-    if hardware.engine not in ENGINES[:2]:
-        print(f"What if: {hardware.engine} is counted here, but `rlhf run` does not start it; fsdp it does")
     if hardware.gpu_memory:
         for stage, cost in found.items():
             if not cost.bytes.total:

@@ -1,12 +1,12 @@
 """Bytes that one rank holds. Weights, optimizer and cache are counted exactly; activations are an estimate. Torch-free.
 
-AdamW keeps two moments in the dtype of what it trains, as torch does; no engine here keeps the weights twice.
-An engine shards evenly what the Trainer trains: zero2 gradients and moments, zero3 and fsdp the weights, too.
+AdamW keeps two moments in the dtype of what it trains, as torch does. An engine shards evenly what the Trainer trains:
+zero2 gradients and moments, zero3 and fsdp the weights, too. DeepSpeed's optimizer keeps its share of them twice.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 from rlhf.costs.shapes import Shape
@@ -38,7 +38,8 @@ class Bytes:
 
     def sharded(self, engine: str, ranks: int) -> Self:
         """This rank's share of it."""
-        parts = {f.name: getattr(self, f.name) / (ranks if f.name in SHARDED[engine] else 1) for f in fields(self)}
+        held = replace(self, optimizer=1.5 * self.optimizer) if engine.startswith("zero") else self  # moments, weights
+        parts = {f.name: getattr(held, f.name) / (ranks if f.name in SHARDED[engine] else 1) for f in fields(held)}
         return type(self)(**parts)
 
 

@@ -33,7 +33,7 @@ from rlhf.data.chat import check_template, template_digest
 from rlhf.disk import written
 from rlhf.errors import MissingError, UnsafeError
 from rlhf.models import adapters
-from rlhf.processes import engine, team
+from rlhf.processes import engine, team, zero
 from rlhf.schema import ModelConfig
 from rlhf.security.vetting import vet_model, vet_template
 
@@ -92,8 +92,9 @@ def load_policy(checkpoint: Path, config: ModelConfig) -> PreTrainedModel:
 
 
 def policy_to_train(checkpoint: Path, config: ModelConfig) -> PreTrainedModel:
-    """A causal language model for the Trainer's hands: under fsdp a part of it on every process."""
-    model = _read(AutoModelForCausalLM, checkpoint, config, **engine.cut())
+    """A causal language model for the Trainer's hands: under fsdp and zero3 a part of it on every process."""
+    with zero.reading():
+        model = _read(AutoModelForCausalLM, checkpoint, config, **engine.cut())
     return _prepared(_adapted(model, checkpoint, config), config)
 
 
@@ -103,9 +104,10 @@ def reward_model_from_policy(checkpoint: Path, config: ModelConfig) -> PreTraine
     The head starts at zero (ours: the paper is silent), so that training starts from "no opinion" and no random
     direction has to be unlearned.
     """
-    with _quiet():  # it would warn that the head is new, which is the point
+    with _quiet(), zero.reading():  # it would warn that the head is new, which is the point
         model = _read(AutoModelForSequenceClassification, checkpoint, config, num_labels=1, **engine.cut())
-    torch.nn.init.zeros_(model.score.weight)
+    with zero.whole(model.score.weight):
+        torch.nn.init.zeros_(model.score.weight)
     return _prepared(_adapted(model, checkpoint, config, head="score"), config)
 
 
@@ -153,7 +155,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint:
 def _gathered(model: PreTrainedModel) -> dict[str, Any] | None:
     """All weights of a model that is cut in parts, on the first process; None: the model has them itself."""
     if not model.is_distributed_loading_by_transformers:
-        return None
+        return zero.gathered(model)
     model.config.distributed_config = None  # else every save would gather by itself, also one that is tried again
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 

@@ -13,6 +13,7 @@ import yaml
 
 from rlhf.config import config_folders
 from rlhf.errors import ConfigError, MissingError, PreemptedError, did_you_mean
+from rlhf.processes.engine import WHOLE
 from rlhf.security.vetting import vet_yaml
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ def find(name: str) -> Path:
         return known[name]
     if Path(name).expanduser().is_file():
         return Path(name).expanduser()
-    if name.startswith("zero"):
-        raise no_deepspeed(name)
     hints = [did_you_mean(name, known), f"known by name: {', '.join(known)}", "or give a file of accelerate's"]
     raise ConfigError(f"no launch file {name}", hints=[hint for hint in hints if hint])
 
@@ -61,17 +60,29 @@ PLACE = {
 """What differs between machines or jobs comes from the environment, over the file's: `rlhf launch` writes it there."""
 
 
+HEARD = {"zero_stage", "deepspeed_multinode_launcher"}
+"""What is taken from a file's `deepspeed_config`; batches, precision and optimizer are the recipe's."""
+
+
 def describe(name: str) -> dict[str, Any]:
     """What a launch file says, and the environment over it."""
     vet_yaml(text := find(name).read_text(encoding="utf-8"), find(name))
     given = {key: os.environ[variable] for key, variable in PLACE.items() if variable in os.environ}
-    return {**(yaml.safe_load(text) or {}), **given}
+    described = {**(yaml.safe_load(text) or {}), **given}
+    if unheard := sorted(set(described.get("deepspeed_config") or ()) - HEARD):
+        raise ConfigError(
+            f"deepspeed_config.{unheard[0]} would not be heard: the recipe says it, or it has not been tried",
+            where=str(find(name)),
+            hints=[f"leave it out; what is heard: {', '.join(sorted(HEARD))}"],
+        )
+    return described
 
 
 def start(name: str, arguments: Sequence[str]) -> int:
     """`rlhf run ARGUMENTS` on the processes that a launch file describes; returns the first failure's exit code."""
     described = describe(name)
-    cpu = {"ACCELERATE_USE_CPU": "true"} if described.get("use_cpu") else {}  # the launcher keeps it to itself
+    # The launcher keeps it to itself.
+    cpu = {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"} if described.get("use_cpu") else {}
     os.environ.update({**ENVIRONMENT, **os.environ, **cpu})
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -108,7 +119,7 @@ def free_port() -> int:
 def check(recipe: Recipe, steps: Sequence[Step], processes: int, spread: str) -> None:
     """Refuse what this many processes, or this installation, cannot do; `spread` is an engine: ddp, fsdp, zero3."""
     model = recipe.model
-    if model.quantisation != "none" and spread in ("zero3", "fsdp"):
+    if model.quantisation != "none" and spread != WHOLE:
         raise ConfigError(
             f"model.quantisation={model.quantisation} cannot be spread by {spread}: 4-bit weights are not cut in parts",
             hints=["use launch=ddp", "or leave it out: model.quantisation=none"],
@@ -119,17 +130,24 @@ def check(recipe: Recipe, steps: Sequence[Step], processes: int, spread: str) ->
             hints=["install it: pip install 'rlhf[quantisation]'", "or leave it out: model.quantisation=none"],
         )
     if spread.startswith("zero"):
-        raise no_deepspeed(spread)
+        _deepspeed(recipe, spread)
     if processes > 1:
         _divides(recipe, steps, processes)
 
 
-def no_deepspeed(spread: str) -> ConfigError:
-    """Why `zero2` and `zero3` are refused, and what does the same."""
-    return ConfigError(
-        f"{spread} does not run: DeepSpeed has not been tried here, and fsdp cuts models in the same parts",
-        hints=["use launch=fsdp", "smaller: model.lora.rank=16", "what would fit: rlhf plan gpu_memory=80GB"],
-    )
+def _deepspeed(recipe: Recipe, spread: str) -> None:
+    if spread not in ("zero1", "zero2", "zero3"):
+        raise ConfigError(f"DeepSpeed has no {spread}", hints=["the launch file's zero_stage is 1, 2 or 3"])
+    if recipe.model.dtype != "float32":
+        raise ConfigError(
+            f"model.dtype={recipe.model.dtype} does not go with {spread}: DeepSpeed would keep float32 beside it",
+            hints=["use launch=fsdp", "or model.dtype=float32"],
+        )
+    if find_spec("deepspeed") is None:
+        raise MissingError(
+            f"{spread} needs deepspeed",
+            hints=["install it: pip install 'rlhf[deepspeed]'", "or use launch=fsdp, which cuts the same parts"],
+        )
 
 
 def _divides(recipe: Recipe, steps: Sequence[Step], processes: int) -> None:

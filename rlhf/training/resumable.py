@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from rlhf.checkpoint import shown
 from rlhf.errors import MissingError, NonFiniteError
-from rlhf.processes import team
+from rlhf.processes import team, zero
 from rlhf.resume.saves import Saves
 from rlhf.resume.state import cut_like, random_state, set_random_state
 from rlhf.tracking.track import Tracker
@@ -48,7 +48,7 @@ class ResumableTrainer(Trainer):
         self.add_callback(AfterStep(self))
         if team.size() > 1:  # it would leave out what it takes for rows that were doubled to fill a last batch
             self.accelerator.gather_for_metrics = self.accelerator.gather
-        save = saves.begin(part)
+        save = None if zero.stage() else saves.begin(part)
         with saves.stop.patience():
             if save is None:
                 self.train()
@@ -67,6 +67,9 @@ class ResumableTrainer(Trainer):
     # --- the Trainer's hooks ---
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if zero.stage():  # DeepSpeed's state comes as its own objects: what is killed under it begins anew
+            self.saves.stop.leave(self.track.step)
+            return
         state = {"trainer": dataclasses.asdict(self.state), "scheduler": self.lr_scheduler.state_dict()}
         own = {
             "random": random_state(),

@@ -31,7 +31,7 @@ from rlhf.functional.safety_loss import safety_loss
 from rlhf.models import pair_batches
 from rlhf.models.pair_batches import LAYOUTS, Batching, Layout
 from rlhf.models.score import called_as
-from rlhf.processes import team
+from rlhf.processes import team, zero
 from rlhf.resume.saves import Saves
 from rlhf.schema import AdamW
 from rlhf.tracking.track import Progress, Tracker
@@ -292,7 +292,8 @@ def _arguments(kind: Any, schedule: Schedule, optimizer: AdamW, *, seed: int, **
         raise ConfigError(
             f"batch_size ({schedule.batch_size}) must be a multiple of microbatch_size * processes ({together})"
         )
-    with TemporaryDirectory(prefix="rlhf-trainer-", ignore_cleanup_errors=True) as folder:
+    scratch = TemporaryDirectory(prefix="rlhf-trainer-", ignore_cleanup_errors=True)
+    with scratch as folder, zero.training() as engine:
         yield kind(
             output_dir=folder,
             seed=seed % 2**32,
@@ -321,6 +322,7 @@ def _arguments(kind: Any, schedule: Schedule, optimizer: AdamW, *, seed: int, **
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=torch.cuda.is_available(),
+            **engine,
             **more,
         )
 
@@ -339,6 +341,6 @@ def _train(
     with track.progress(total, what) as report.bar:
         epochs = math.ceil(total / per_epoch)
         trainer.fit(saves=saves, track=track, part=what, ids=ids, steps_per_epoch=per_epoch, epochs=epochs)
-    bad = [name for name, p in trainer.model.named_parameters() if not bool(torch.isfinite(p).all())]
+    bad = [name for name, p in trainer.model.named_parameters() if not bool(torch.isfinite(zero.part(p)).all())]
     if bad:
         raise NonFiniteError(f"parameter {bad[0]} is not finite after training", hints=["lower the learning rate"])

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,12 @@ RECIPE = {
     },
 }
 STAGES = ("evaluate", "ppo", "gatt", "distill", "rejection", "reward", "preferences", "sft", "base")
-TRAINED = ("gatt", "distill", "rejection", "reward", "sft")  # by the Trainer, which fsdp cuts models for
+TRAINED = ("gatt", "distill", "rejection", "reward", "sft")  # by the Trainer, which models are cut for
+ENGINES = {
+    "fsdp": {"ACCELERATE_USE_FSDP": "true"},
+    "zero3": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+}
+ABSENT = pytest.mark.skipif(not find_spec("deepspeed"), reason="needs deepspeed: pip install 'rlhf[deepspeed]'")
 # Backwards: each stage reads what one process made.
 AGAIN = """
 import sys
@@ -119,7 +125,8 @@ for stage in sys.argv[1:]:
     if code := main(["run", "config=small.yaml", f"stage={stage}", "--rerun"]):
         sys.exit(code)
 """
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+PYTHONPATH = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 
@@ -172,12 +179,12 @@ def two(one, tmp_path_factory):
     return folder, again(folder, STAGES)
 
 
-@pytest.fixture(scope="module")
-def cut(one, tmp_path_factory):
-    """The same with models in parts."""
+@pytest.fixture(scope="module", params=["fsdp", pytest.param("zero3", marks=ABSENT)])
+def cut(one, tmp_path_factory, request):
+    """The same with models in parts. PPO's are whole; so is a base that is made, until it is in the Trainer's hands."""
     folder = tmp_path_factory.mktemp("cut")
     shutil.copytree(one, folder, dirs_exist_ok=True)
-    again(folder, TRAINED, ACCELERATE_USE_FSDP="true")
+    again(folder, [stage for stage in STAGES if stage in ("ppo", *TRAINED, "base")], **ENGINES[request.param])
     return folder
 
 
@@ -204,7 +211,7 @@ def test_the_weights_are_those_of_one_process(one, two, artefact):
     assert_same_weights(one, two[0], artefact)
 
 
-@pytest.mark.parametrize("artefact", ["sft", "reward-1", "rejection-1", "distill", "gatt"])
+@pytest.mark.parametrize("artefact", ["base", "sft", "reward-1", "rejection-1", "distill", "gatt", "ppo"])
 def test_so_are_weights_that_were_trained_in_parts(one, cut, artefact):
     assert_same_weights(one, cut, artefact)
 
@@ -274,8 +281,9 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(one):
     assert "sft.batch_size (7) must be a multiple of microbatch_size * processes (2)" in done.stderr
 
 
-def test_the_launcher_cuts_models_too(one, tmp_path):
+@pytest.mark.parametrize("launch", ["cpu-fsdp", pytest.param("cpu-zero2", marks=ABSENT)])
+def test_the_launcher_cuts_models_too(one, tmp_path, launch):
     shutil.copytree(one, tmp_path, dirs_exist_ok=True)
-    done = rlhf(tmp_path, "launch=cpu-fsdp", "stage=sft", "--rerun")
+    done = rlhf(tmp_path, f"launch={launch}", "stage=sft", "--rerun")
     assert done.returncode == 0, done.stderr
     assert_same_weights(one, tmp_path, "sft")

@@ -101,7 +101,7 @@ def test_a_word_with_blanks_and_quotes_arrives_as_it_was_typed(cluster, kind, ca
     assert "run launch=ddp config=it's mine.yaml run=mine\n" in (cluster / "told").read_text()
 
 
-@pytest.mark.parametrize("words", [["nodes=0"], ["gpus=two"], ["gpus=5", "sft.batch_size=16"], ["launch=zero3"]])
+@pytest.mark.parametrize("words", [["nodes=0"], ["gpus=two"], ["gpus=5", "sft.batch_size=16"], ["launch=zero4"]])
 def test_what_could_not_run_is_not_written(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["launch", "slurm", *words]) == 2
@@ -131,7 +131,11 @@ def test_four_bit_weights_cannot_be_cut_in_parts(monkeypatch):
 
 @pytest.mark.parametrize(
     ("words", "spread", "absent", "extra"),
-    [(QLORA, "ddp", "bitsandbytes", "rlhf[quantisation]")],
+    [
+        (QLORA, "ddp", "bitsandbytes", "rlhf[quantisation]"),
+        ((), "zero2", "deepspeed", "rlhf[deepspeed]"),
+        (("model.lora.rank=8",), "zero3", "deepspeed", "rlhf[deepspeed]"),
+    ],
 )
 def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, words, spread, absent, extra):
     error = refusal(*words, spread=spread, absent=(absent,), monkeypatch=monkeypatch)
@@ -140,13 +144,19 @@ def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, words, sprea
     assert f"install it: pip install '{extra}'" in error.hints
 
 
-@pytest.mark.parametrize("spread", ["zero2", "zero3"])
-def test_an_engine_that_does_not_run_is_refused_with_the_one_that_does(spread):
-    with pytest.raises(ConfigError) as named:
-        launch.find(spread)
-    for error in (refusal(spread=spread), named.value):
-        assert f"{spread} does not run" in error.what
-        assert "use launch=fsdp" in error.hints
+@pytest.mark.parametrize(
+    ("words", "spread", "message", "hint"),
+    [
+        (("model.dtype=bfloat16",), "zero2", "model.dtype=bfloat16 does not go with zero2", "use launch=fsdp"),
+        ((), "zero4", "DeepSpeed has no zero4", "the launch file's zero_stage is 1, 2 or 3"),
+        (QLORA, "zero2", "model.quantisation=nf4 cannot be spread by zero2", "use launch=ddp"),
+    ],
+)
+def test_what_deepspeed_cannot_do(monkeypatch, words, spread, message, hint):
+    error = refusal(*words, spread=spread, monkeypatch=monkeypatch)
+    assert isinstance(error, ConfigError)
+    assert message in error.what
+    assert hint in error.hints
 
 
 def test_processes_that_do_not_divide_the_batch():
@@ -158,7 +168,11 @@ def test_processes_that_do_not_divide_the_batch():
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("{distributed_type: DEEPSPEED, deepspeed_config: {zero_stage: 2}}", "zero2 does not run"),
+        ("{distributed_type: DEEPSPEED, deepspeed_config: {zero_stage: 4}}", "DeepSpeed has no zero4"),
+        (
+            "{distributed_type: DEEPSPEED, deepspeed_config: {offload_optimizer_device: cpu}}",
+            "deepspeed_config.offload_optimizer_device would not be heard",
+        ),
         ("{distributed_type: MULTI_CPU, use_cpu: true, num_processes: 7}", "must be a multiple of microbatch_size * p"),
         ("{distributed_type: !!python/object:os.system {}}", "would make an object"),
     ],
@@ -176,13 +190,15 @@ def test_a_launch_file_is_read_before_it_is_obeyed(tmp_path, monkeypatch, capsys
         ({}, "ddp"),
         ({"ACCELERATE_USE_FSDP": "true"}, "fsdp"),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "zero3"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "zero2"),
     ],
 )
 def test_accelerates_own_launcher_says_its_engine_in_the_environment(monkeypatch, variables, spread):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert engine.named.__wrapped__() == spread
-    assert "ACCELERATE_USE_FSDP" not in os.environ  # accelerate would cut again what transformers has
+    # Accelerate would cut again what transformers has, or what must stay whole.
+    assert not {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ)
 
 
 def test_the_launcher_is_told_where_the_rendezvous_is(monkeypatch):
