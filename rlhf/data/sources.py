@@ -136,6 +136,23 @@ def entry_of(name: str, *, where: str | None = None) -> dict[str, Any]:
     return known[name]
 
 
+def commit_of(source: Source) -> str:
+    """The commit of the hub that a set is read at: the recipe's, or that of data/sources.yaml; ConfigError if none."""
+    revision: str | None = source.revision or entry_of(source.name).get("revision")
+    if revision is None:
+        raise ConfigError(
+            f"{source.name} is read at a pinned revision only, and none is known",
+            where="data/sources.yaml",
+            hints=[f"give the commit: {{name: {source.name}, revision: COMMIT}}", "or a copy of the set: `path`"],
+        )
+    if not re.fullmatch("[0-9a-f]{40}", revision):
+        raise ConfigError(
+            f"revision {revision!r} of {source.name} is no commit: what it points to can change",
+            hints=["give the 40 digits of the commit, as the set's page on the hub shows them"],
+        )
+    return revision
+
+
 def _load(source: Source, parse: Parse[T], say: Callable[[str], None]) -> list[T]:
     """The first ``limit`` usable rows of a source."""
     counts = Counts(source.name)
@@ -263,14 +280,7 @@ def _parquet_rows(path: Path) -> Iterator[Found]:
 
 def _hub_rows(source: Source) -> Iterator[Found]:
     """Rows of a set on the hub as they stream in, at the pinned revision and from the folder of the domain."""
-    entry = entry_of(source.name)
-    revision = source.revision or entry.get("revision")
-    if revision is None:
-        raise ConfigError(
-            f"{source.name} is read at a pinned revision only, and none is known",
-            where="data/sources.yaml",
-            hints=[f"give the commit: {{name: {source.name}, revision: COMMIT}}", "or a copy of the set: `path`"],
-        )
+    entry, revision = entry_of(source.name), commit_of(source)
     folder = entry.get("folders", {}).get(source.kind)
     require_inside([folder] if folder else [], f"folders of {source.name} in data/sources.yaml")
     import datasets
@@ -287,8 +297,8 @@ def _hub_rows(source: Source) -> Iterator[Found]:
         )
         for number, row in enumerate(rows, start=1):
             yield Raw(f"{source.name}/{source.split}:{number}", row), None
-    # Offline, not found and not allowed are subclasses of these. A split that doesn't exist is the ValueError.
-    except (OSError, ValueError) as error:
+    # Offline, not found and not allowed are OSErrors, a split that doesn't exist a ValueError, a script a RuntimeError.
+    except (OSError, ValueError, RuntimeError) as error:
         full = disk_error(error, Path.home()) if isinstance(error, OSError) else None
         raise full or MissingError(
             f"data set {source.name!r}, split {source.split!r}, can't be had: {_first_line(error)}",

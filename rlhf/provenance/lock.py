@@ -18,9 +18,11 @@ from typing import Any
 import yaml
 
 from rlhf.checkpoint import shown
+from rlhf.data.sources import commit_of
 from rlhf.disk import write_text
 from rlhf.errors import ConfigError
 from rlhf.provenance.meter import versions
+from rlhf.schema import MICROWORLD, Source
 from rlhf.security.vetting import vet_yaml
 
 NAME = "rlhf.lock"
@@ -75,8 +77,12 @@ def kernels() -> Lines:
 
 
 def sources(step: str, manifest: Mapping[str, Any]) -> Lines:
-    """The data that a step read and the template of the model it made."""
+    """The data that a step read, files by content and sets of the hub by commit, and the template of its model."""
     lines = {f"data.{path}": facts["sha256"] for path, facts in manifest.get("data", {}).items()}
+    sections = [section for section in manifest.get("config", {}).values() if isinstance(section, Mapping)]
+    for source in (Source.model_validate(given) for section in sections for given in section.get("data") or ()):
+        if source.path is None and source.name != MICROWORLD:
+            lines[f"data.{source.name}"] = commit_of(source)
     template = manifest.get("template")
     return lines | ({f"template.{step}": template} if template else {})
 

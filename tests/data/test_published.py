@@ -193,8 +193,14 @@ def test_a_column_of_another_kind_is_named_with_its_row(tmp_path):
 
 def test_a_set_without_a_pinned_commit_needs_one():
     with pytest.raises(ConfigError, match="pinned revision only") as caught:
-        load_preferences(Source(name="nvidia/HelpSteer3"), say=[].append)
-    assert caught.value.hints[0] == "give the commit: {name: nvidia/HelpSteer3, revision: COMMIT}"
+        load_preferences(Source(name="openai/webgpt_comparisons"), say=[].append)
+    assert caught.value.hints[0] == "give the commit: {name: openai/webgpt_comparisons, revision: COMMIT}"
+
+
+@pytest.mark.parametrize("revision", ["main", "v0", "09be8c5b", "09BE8C5BBC57CB3887F3A9732AD6AA7EC602A1FA"])
+def test_what_can_move_pins_nothing(revision):
+    with pytest.raises(ConfigError, match=f"revision '{revision}' of nvidia/HelpSteer3 is no commit"):
+        load_preferences(Source(name="nvidia/HelpSteer3", revision=revision), say=[].append)
 
 
 def test_votes_become_degrees(tmp_path):

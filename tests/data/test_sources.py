@@ -249,10 +249,18 @@ def test_the_hub_is_read_at_the_pinned_revision(monkeypatch):
     revision = sources.known_sources()["Anthropic/hh-rlhf"]["revision"]
     expected = {"data_dir": "harmless-base", "split": "test", "revision": revision, "streaming": True}
     assert asked == [("Anthropic/hh-rlhf", expected)]
+    load_preferences(Source(name="Anthropic/hh-rlhf", revision="0" * 40), say=no_word)  # the recipe has the last word
+    assert asked[1][1]["revision"] == "0" * 40
 
 
 @pytest.mark.parametrize(
-    "error", [ConnectionError("no network"), FileNotFoundError("gone"), ValueError("Unknown split")]
+    "error",
+    [
+        ConnectionError("no network"),
+        FileNotFoundError("gone"),
+        ValueError("Unknown split"),
+        RuntimeError("Dataset scripts are no longer supported, but found webgpt_comparisons.py"),
+    ],
 )
 def test_a_hub_out_of_reach_names_the_set_and_the_way_out(monkeypatch, error):
     import datasets

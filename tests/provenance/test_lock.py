@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from rlhf.cli import main
+from rlhf.data.sources import known_sources
 from rlhf.errors import ConfigError
 from rlhf.planning.steps import Stage
 from rlhf.provenance import lock
@@ -70,6 +71,22 @@ def test_another_machine_is_noted_and_written_and_other_lines_stay(tmp_path):
         "python is 3.11.9 in the lock, 3.12.0 here"
     ]
     assert lock.read(tmp_path) == HERE | {"python": "3.12.0", "template.sft": "cc"}
+
+
+def test_a_set_of_the_hub_is_locked_by_its_commit():
+    """A file by what it holds; the micro-world is in the settings already."""
+    given = [
+        {"name": "microworld"},
+        {"name": "mine", "path": "rows.jsonl"},
+        {"name": "nvidia/HelpSteer2"},
+        {"name": "openai/webgpt_comparisons", "revision": "a" * 40},
+    ]
+    manifest = {"config": {"seed": 0, "reward": {"data": given}}, "data": {"rows.jsonl": {"sha256": "bb"}}}
+    assert lock.sources("reward", manifest) == {
+        "data.rows.jsonl": "bb",
+        "data.nvidia/HelpSteer2": known_sources()["nvidia/HelpSteer2"]["revision"],
+        "data.openai/webgpt_comparisons": "a" * 40,
+    }
 
 
 @pytest.mark.parametrize("text", ["- a", "{", "a: !!python/object/apply:os.system [id]"])
