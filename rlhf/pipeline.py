@@ -215,7 +215,11 @@ def make(
 
             run = stage_of_module(step.module)
             _lock(step, run_dir, made_from, locked_to=locked_to, say=say)
-            told: dict[str, Any] = {"wandb_mode": recipe.wandb, "tensorboard": recipe.tensorboard}
+            told: dict[str, Any] = {
+                "wandb_mode": recipe.wandb,
+                "tensorboard": recipe.tensorboard,
+                "trackio": recipe.trackio,
+            }
             told |= {"config": about["config"], "fingerprint": key}
             told |= {"lineage": lineage(run_dir, step.name, step.inputs, made_from, key)}
             with Tracker(out, run=recipe.run, step=step.name, **told) as track:

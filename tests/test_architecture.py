@@ -26,6 +26,7 @@ DOORS = {
     "trl": {"rlhf/training/trainers.py"},
     "wandb": {"rlhf/tracking/wandb_run.py"},
     "tensorboard": {"rlhf/tracking/tensorboard_run.py"},
+    "trackio": {"rlhf/tracking/trackio_run.py"},
     "wandb_workspaces": {"rlhf/tracking/workspace.py"},
     "peft": {"rlhf/models/adapters.py"},
     "deepspeed": {"rlhf/processes/zero.py"},

@@ -14,7 +14,7 @@ from rlhf.commands.request import Request
 from rlhf.commands.text import table
 
 TEXT = (".json", ".jsonl", ".yaml", ".yml", ".txt", ".md", ".log", ".html", ".toml")
-EXTRAS = ("vllm", "bitsandbytes", "nicegui", "tensorboard", "wandb-workspaces")
+EXTRAS = ("vllm", "bitsandbytes", "nicegui", "tensorboard", "trackio", "wandb-workspaces")
 
 
 def main(request: Request) -> int:

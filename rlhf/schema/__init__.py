@@ -73,6 +73,7 @@ class Recipe(Section):
     )
     wandb: Literal["auto", "online", "offline", "disabled"] = ours("auto", "online when logged in, offline otherwise")
     tensorboard: bool = ours(False, "event files for TensorBoard, too, in runs/RUN/tensorboard", "an extra package")
+    trackio: bool = ours(False, "a Trackio project, too, in runs/RUN/trackio", "an extra package")
     on_disk_full: Literal["pause", "stop"] = ours(
         "pause", "on a full disk or quota: wait half an hour for room, or stop", "a run costs more than a wait"
     )

@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 class Dashboard(Protocol):
-    """Where a copy goes: W&B, TensorBoard."""
+    """Where a copy goes: W&B, TensorBoard, Trackio."""
 
     name: str
 
@@ -98,6 +98,11 @@ class Tail:
     def rewind(self) -> None:
         """Count from the first line again."""
         self._at = self._line = 0
+
+
+def listing(samples: Sequence[Row]) -> str:
+    """Samples as Markdown that stays text, whatever was generated: one a line, indented as code."""
+    return "\n".join("    " + json.dumps(sample, ensure_ascii=True) for sample in samples)
 
 
 def first_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from rlhf.errors import MissingError
 from rlhf.tracking.histogram import edges
+from rlhf.tracking.mirror import listing
 
 FLUSH_SECONDS = 10
 
@@ -41,8 +41,7 @@ class TensorBoardRun:
             elif name != "step":
                 self._writer.add_scalar(name, value, step)
         if samples:
-            shown = "\n".join(json.dumps(sample, ensure_ascii=True) for sample in samples)
-            self._writer.add_text("samples", "    " + shown.replace("\n", "\n    "), step)
+            self._writer.add_text("samples", listing(samples), step)
 
     def _histogram(self, name: str, entry: Mapping[str, Any], step: int) -> None:
         counts, bounds = entry["counts"], edges(entry)

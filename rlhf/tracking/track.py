@@ -1,4 +1,4 @@
-"""What a stage tells the world: a progress bar, metrics, samples, its ledger and, as copies, W&B and TensorBoard.
+"""What a stage tells the world: progress, metrics, samples, its ledger and, as copies, W&B, TensorBoard and Trackio.
 
 The files are the truth and no dashboard ever is: it is imported on the first metric only, its start is time-boxed, and
 whatever fails inside it is said once and then ignored (rlhf/tracking/mirror.py).
@@ -27,6 +27,7 @@ from rlhf.tracking.histogram import histogram
 from rlhf.tracking.lineage import Lineage
 from rlhf.tracking.mirror import Dashboard, Mirror
 from rlhf.tracking.tensorboard_run import TensorBoardRun
+from rlhf.tracking.trackio_run import TrackioRun
 from rlhf.tracking.wandb_run import WandbMode, WandbRun, mode_of
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -51,6 +52,7 @@ class Tracker:
         fingerprint: of the step; another fingerprint is another run in W&B, the same one is continued.
         lineage: what the step was made from, for W&B's graph of artefacts.
         tensorboard: a copy for TensorBoard, too, in `<run folder>/tensorboard/<step>`.
+        trackio: a copy for Trackio, too, in `<run folder>/trackio`.
         console: where to print; stdout by default.
     """
 
@@ -65,6 +67,7 @@ class Tracker:
         fingerprint: str = "",
         lineage: Lineage | None = None,
         tensorboard: bool = False,
+        trackio: bool = False,
         console: Console | None = None,
     ) -> None:
         self.tokens = 0  # trained on or generated; a stage counts them here, and the manifest keeps the sum
@@ -76,6 +79,7 @@ class Tracker:
         self.streams = Streams(folder)
         self._bars: RichProgress | None = None
         boards: list[Dashboard] = [TensorBoardRun(folder.parent, step)] if tensorboard else []
+        boards += [TrackioRun(folder.parent, run, step)] if trackio else []
         if mode_of(wandb_mode) != "disabled":
             about: dict[str, Any] = {"config": config or {}, "fingerprint": fingerprint, "lineage": lineage}
             boards.append(WandbRun(wandb_mode, folder.parent, run, step, **about, say=self.say))
