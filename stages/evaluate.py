@@ -79,9 +79,10 @@ def across_rounds(e: Evaluation, artefacts: tuple[Path, ...]) -> dict[str, Any]:
         models = {
             path.name: freeze(load_reward_model(path / "checkpoint" / domain, e.job.recipe.model)) for path in artefacts
         }
-        scored = {name: score_pairs(model, e.tokenizer, tests[-1]) for name, model in models.items()}
+        context = e.job.recipe.model.max_length
+        scored = {name: score_pairs(model, e.tokenizer, tests[-1], context=context) for name, model in models.items()}
         before = list(models.values())[-2]
-        own = (score_pairs(before, e.tokenizer, tests[-2]), tests[-2])
+        own = (score_pairs(before, e.tokenizer, tests[-2], context=context), tests[-2])
         found[domain]["staleness"] = staleness(scored, tests[-1], own=own)
     return found
 

@@ -34,7 +34,7 @@ def main(request: Request) -> int:
     if why:
         problems.notes.append(why)
     tokens = Tokens(tokenizer, loaded.recipe, problems) if tokenizer is not None else None
-    found = examine(loaded.recipe, chosen, problems, tokens.look if tokens else lambda read, raw, record: None)
+    found = examine(loaded.recipe, chosen, problems, tokens.look if tokens else lambda read, raw, record: True)
     tallies = tokens.tallies if tokens else {}
     if not found:
         problems.notes.append("these stages read the micro-world alone, which is written on the spot")

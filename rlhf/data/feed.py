@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -20,10 +20,10 @@ from rlhf.data import formats, sources
 from rlhf.data.conversations import Conversation, Drawn, Without, said_in, under_instructions, with_changes
 from rlhf.data.instructions import WITHDRAWAL
 from rlhf.data.ledger import SIDES, Ledger, side_used
-from rlhf.data.sources import Counts
+from rlhf.data.sources import Counts, Parse
 from rlhf.data.split import Side, prompt_digest, prompt_of
 from rlhf.data.spool import Rows, Spool
-from rlhf.data.types import Dialogue, Preference, Prompt, read_jsonl
+from rlhf.data.types import Dialogue, Preference, Prompt, each_jsonl
 from rlhf.errors import ConfigError, DataError
 from rlhf.microworld import corpus
 from rlhf.microworld import dialogues as worldly
@@ -43,8 +43,8 @@ TEST = SIDES.index("test")
 class Split:
     """Pairs to train on and pairs held out, without a prompt in common; they are read from disk as they are used."""
 
-    train: Sequence[Preference]
-    test: Sequence[Preference]
+    train: Rows[Preference]
+    test: Rows[Preference]
 
 
 def texts(given: Sequence[Source], *, words: int, seed: int, stage: str, say: Say) -> list[str]:
@@ -228,29 +228,40 @@ def conversations(
     return found
 
 
-def preferences(given: Sequence[Source], *, test_share: float, say: Say) -> dict[Domain, Split]:
+def preferences(
+    given: Sequence[Source],
+    *,
+    test_share: float,
+    say: Say,
+    parse: Parse[Preference] = formats.preference,
+    spool: Spool[Preference] | None = None,
+) -> dict[Domain, Split]:
     """Pairs of public sets by domain, part of the prompts held out.
 
     A pair stands once, none is contradicted by another, and no prompt is on both sides: DataError, or left out and
     counted, as the source says.
+
+    Args:
+        spool: where to put them, if there is one already.
     """
-    spool, ledger = Spool(Preference), Ledger(test_share)
+    spool, ledger = Spool(Preference) if spool is None else spool, Ledger(test_share)
+    first = len(spool)
     read: list[tuple[Source, Counts, range]] = []
     for source in given:
-        counts, start = Counts(source.name), len(spool)
-        for raw, pair in islice(sources.usable(source, formats.preference, counts), source.limit):
+        counts, start = Counts(source.name), len(ledger)
+        for raw, pair in islice(sources.usable(source, parse, counts), source.limit):
             ledger.add(pair, raw.where, source)
             spool.append(pair)
         if not counts.used:
             raise sources.empty(source, counts)
-        read.append((source, counts, range(start, len(spool))))
+        read.append((source, counts, range(start, len(ledger))))
     left_out = _left_out(ledger, read)
     found: dict[Domain, tuple[array[int], array[int]]] = {domain: (array("Q"), array("Q")) for domain in DOMAINS}
     for source, counts, numbers in read:
         sides = array("Q"), array("Q")
         for number in numbers:
             if number not in left_out:
-                sides[ledger.sides[number] == TEST].append(number)
+                sides[ledger.sides[number] == TEST].append(first + number)
         say(str(counts))
         say(f"{source.name}: {len(sides[0]):,} pairs to train on, {len(sides[1]):,} held out by prompt")
         for all_of, some in zip(found[source.kind], sides, strict=True):
@@ -261,7 +272,7 @@ def preferences(given: Sequence[Source], *, test_share: float, say: Say) -> dict
 def _left_out(ledger: Ledger, read: Sequence[tuple[Source, Counts, range]]) -> set[int]:
     """Pairs that stand twice, contradict each other or leak, counted under their reason."""
     left_out: set[int] = set()
-    for finding in ledger.findings():
+    for finding in ledger.findings() if len(ledger) else ():
         for number in {finding.pair, finding.other} if finding.both else {finding.pair}:
             source, counts, _ = next(entry for entry in read if number in entry[2])
             if source.on_bad_row == "error":
@@ -274,7 +285,12 @@ def _left_out(ledger: Ledger, read: Sequence[tuple[Source, Counts, range]]) -> s
 
 def stored(path: Path, kind: type[Row]) -> list[Row]:
     """Rows an earlier stage wrote; none where it had none to write."""
-    return read_jsonl(path, kind) if path.exists() else []
+    return list(each_stored(path, kind))
+
+
+def each_stored(path: Path, kind: type[Row]) -> Iterator[Row]:
+    """The same, one at a time."""
+    return each_jsonl(path, kind) if path.exists() else iter(())
 
 
 def _microworld(

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from rlhf.data.chat import encode_completion, encode_prompt
+from rlhf.data.types import Preference
 from rlhf.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(slots=True)
@@ -48,3 +53,19 @@ class Fit:
 
     def __bool__(self) -> bool:
         return bool(self.dropped or self.cut)
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, pair: Preference, fit: Fit) -> tuple[list[int], list[int]] | None:
+    """The two sides of a pair as ids, prompt and answer, its prompt cut alike for both; None if it is to be left out.
+
+    Raises:
+        DataError: with the pair's name, for what the chat format can't hold or the context doesn't, and for two
+            answers that are the same tokens.
+    """
+    where = f"pair {pair.id} of {pair.source}"
+    chosen, rejected = (encode_completion(tokenizer, text, where=where) for text in (pair.chosen, pair.rejected))
+    if chosen == rejected:
+        raise DataError("chosen and rejected are the same tokens", where=where, hints=["leave the pair out"])
+    longest = max(len(chosen), len(rejected))
+    prompt = fit.prompt(encode_prompt(tokenizer, pair.prompt, where=where), longest, where=where)
+    return None if prompt is None else (prompt + chosen, prompt + rejected)

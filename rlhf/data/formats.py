@@ -7,11 +7,11 @@ known shape but can't be used, with a reason to count it under.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlhf.data.chat import TAGS
+from rlhf.data.chat import TAGS, encode_completion, forbidden_tags
 from rlhf.data.types import (
     RATINGS,
     Dialogue,
@@ -25,6 +25,9 @@ from rlhf.data.types import (
     turns_from_json,
 )
 from rlhf.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Row = Mapping[str, Any]
 
@@ -144,6 +147,29 @@ def preference(row: Row, origin: Origin) -> Preference:
         kind=kind if isinstance(kind, str) else "",
         margin=number(row, "margin"),
     )
+
+
+def preference_read_by(tokenizer: PreTrainedTokenizerBase) -> Callable[[Row, Origin], Preference]:
+    """`preference`, and `require_apart` of what it makes."""
+
+    def parse(row: Row, origin: Origin) -> Preference:
+        pair = preference(row, origin)
+        require_apart(pair, tokenizer)
+        return pair
+
+    return parse
+
+
+def require_apart(pair: Preference, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ``Refused`` for a pair that this tokenizer would read control tokens in, or whose replies it can't tell
+    apart: texts may differ in what it doesn't see."""
+    tags = forbidden_tags(tokenizer)
+    said = [*(("prompt", turn.content) for turn in pair.prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)]
+    for column, message in said:
+        if found := next((tag for tag in tags if tag in message), None):
+            raise Refused(f"a message holds {found}", column)
+    if encode_completion(tokenizer, pair.chosen) == encode_completion(tokenizer, pair.rejected):
+        raise Refused("chosen and rejected are the same tokens", "rejected")
 
 
 def text(row: Row, origin: Origin) -> str:

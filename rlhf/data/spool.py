@@ -1,4 +1,4 @@
-"""Records on disk, read one at a time: a million pairs cost eight bytes each in memory, whatever they were read from.
+"""Records on disk, read one at a time: a million of them cost eight bytes each in memory, whatever they hold.
 
 They are written to a file without a name, one line of JSON each, and found again by the offset of their line. A file
 that is mapped into memory would count as memory as it is read; this one does not.
@@ -11,16 +11,17 @@ import os
 import tempfile
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Generic, TypeVar, overload
+from collections.abc import Iterable, Sequence
+from typing import TypeVar, overload
 
 from rlhf.data.types import Record
 
+T = TypeVar("T")
 RecordT = TypeVar("RecordT", bound=Record)
 BUFFER = 1024**2
 
 
-class Spool(Generic[RecordT]):
+class Spool(Sequence[RecordT]):
     """Records of one class, appended and then read by number; the file is gone with the object."""
 
     def __init__(self, cls: type[RecordT]) -> None:
@@ -38,11 +39,17 @@ class Spool(Generic[RecordT]):
         self._flushed = False
         return len(self._starts) - 2
 
-    def read(self, number: int) -> RecordT:
-        """The record of a number."""
+    @overload
+    def __getitem__(self, number: int) -> RecordT: ...
+    @overload
+    def __getitem__(self, number: slice) -> Rows[RecordT]: ...
+    def __getitem__(self, number: int | slice) -> RecordT | Rows[RecordT]:
+        if isinstance(number, slice):
+            return Rows(self, range(len(self))[number])
         if not self._flushed:
             self._file.flush()
             self._flushed = True
+        number = range(len(self))[number]
         start, end = self._starts[number], self._starts[number + 1]
         return self.cls.from_json(json.loads(os.pread(self._file.fileno(), end - start, start)))
 
@@ -50,23 +57,23 @@ class Spool(Generic[RecordT]):
         return len(self._starts) - 1
 
 
-class Rows(Sequence[RecordT]):
-    """Some records of a spool, in an order of their own."""
+class Rows(Sequence[T]):
+    """Some of a sequence, in an order of their own; what is added to them is of the same sequence."""
 
-    def __init__(self, spool: Spool[RecordT], numbers: Iterable[int]) -> None:
-        self.spool, self.numbers = spool, array("Q", numbers)
+    def __init__(self, whole: Sequence[T], numbers: Iterable[int]) -> None:
+        self.whole, self.numbers = whole, array("Q", numbers)
 
     @overload
-    def __getitem__(self, index: int) -> RecordT: ...
+    def __getitem__(self, index: int) -> T: ...
     @overload
-    def __getitem__(self, index: slice) -> Rows[RecordT]: ...
-    def __getitem__(self, index: int | slice) -> RecordT | Rows[RecordT]:
+    def __getitem__(self, index: slice) -> Rows[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Rows[T]:
         if isinstance(index, slice):
-            return Rows(self.spool, self.numbers[index])
-        return self.spool.read(self.numbers[index])
+            return Rows(self.whole, self.numbers[index])
+        return self.whole[self.numbers[index]]
 
-    def __iter__(self) -> Iterator[RecordT]:
-        return map(self.spool.read, self.numbers)
+    def __add__(self, other: Rows[T]) -> Rows[T]:
+        return Rows(self.whole, self.numbers + other.numbers)
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeVar, cast, get_args
@@ -208,19 +208,23 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 def read_jsonl(path: Path, cls: type[RecordT]) -> list[RecordT]:
     """Every row of a ``.jsonl`` or ``.jsonl.gz`` file as ``cls``; ``DataError`` says which ``file:line`` is bad."""
-    rows = []
+    return list(each_jsonl(path, cls))
+
+
+def each_jsonl(path: Path, cls: type[RecordT]) -> Iterator[RecordT]:
+    """The same, one at a time."""
     for number, row in json_lines(path):
         try:
-            rows.append(cls.from_json(row))
+            yield cls.from_json(row)
         except DataError as error:
             raise located(error, f"{path}:{number}") from None
-    return rows
 
 
 def write_jsonl(path: Path, rows: Iterable[Record]) -> None:
     """One JSON object a line, UTF-8; gzipped (with no time stamp, so equal rows give equal bytes) if it ends in .gz."""
-    text = "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows)
-    data = text.encode("utf-8", errors="backslashreplace")  # half a surrogate pair becomes its own JSON escape
+    data = bytearray()
+    for row in rows:  # half a surrogate pair becomes its own JSON escape
+        data += f"{json.dumps(row.to_json(), ensure_ascii=False)}\n".encode(errors="backslashreplace")
     packed = gzip.compress(data, mtime=0) if path.suffix == ".gz" else data
     written(lambda: path.write_bytes(packed), path, needs=len(packed))
 

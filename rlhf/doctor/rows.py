@@ -22,7 +22,7 @@ from rlhf.errors import DataError
 from rlhf.schema import MICROWORLD, Recipe, Source
 
 Record = Preference | Dialogue | Prompt | str
-Look = Callable[["Read", Raw, Record], None]
+Look = Callable[["Read", Raw, Record], bool]
 
 PARSERS: dict[str, Callable[..., Record]] = {
     "base": formats.text,
@@ -47,7 +47,7 @@ class Read:
 
 
 def examine(recipe: Recipe, stages: tuple[str, ...], problems: Problems, look: Look) -> list[Read]:
-    """Read every source of the stages; ``look`` is shown each usable row."""
+    """Read every source of the stages; ``look`` is shown each usable row, and says whether it stays one."""
     found: list[Read] = []
     for stage in stages:
         ledger = Ledger(recipe.data.test_share)
@@ -58,11 +58,12 @@ def examine(recipe: Recipe, stages: tuple[str, ...], problems: Problems, look: L
             read = Read(stage, f"{stage}.data.{number}", source, Counts(source.name))
             owners.append((len(ledger), read))
             for raw, record in _usable(read, problems):
+                if not look(read, raw, record):
+                    continue
                 if isinstance(record, Preference):
                     ledger.add(record, raw.where, source)
                 elif not isinstance(record, str):
                     _note_side(read, record, recipe.data.test_share)
-                look(read, raw, record)
             found.append(read)
         _compare(ledger, owners, problems)
         for _, read in owners[:1]:

@@ -1,7 +1,7 @@
 """Rows as tokens: which bear loss, whether they end in the token that stops, and which are too long.
 
 The first rows of every source are encoded; of the others only those that could be too long, since text of n bytes
-never gives more than about n tokens.
+never gives more than about n tokens, and pairs whose answers differ in letter case, blanks or Unicode form alone.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from rlhf.data.chat import IGNORED, Encoded, encode_completion, encode_dialogue, encode_prompt, ensure_pad, labels
+from rlhf.data.formats import Refused, require_apart
 from rlhf.data.lines import Fault
-from rlhf.data.sources import Raw
+from rlhf.data.sources import DROP, Raw
+from rlhf.data.split import normal
 from rlhf.data.types import Dialogue, Preference, Prompt
 from rlhf.doctor.problems import Problems
 from rlhf.doctor.rows import Read, Record
@@ -57,16 +59,17 @@ class Tokens:
             what, hint = "it has no token to pad with", "add one and resize the embeddings of its model"
             problems.add(Fault(what, f"the tokenizer {tokenizer.name_or_path}", hint))
 
-    def look(self, read: Read, raw: Raw, record: Record) -> None:
-        """Encode a row if it is among the first, or long."""
+    def look(self, read: Read, raw: Raw, record: Record) -> bool:
+        """Encode a row if it is among the first, long or suspicious; False if the recipe leaves it out."""
         if isinstance(record, str):
-            return
+            return True
         tally = self.tallies.setdefault(read.setting, Tally())
-        if tally.rows >= ENCODED and not self._may_be_long(record):
-            return
+        if tally.rows >= ENCODED and not self._may_be_long(record) and not _may_be_same(record):
+            return True
         try:
             match record:
                 case Preference():
+                    require_apart(record, self.tokenizer)
                     self._pair(record, raw, tally)
                 case Dialogue():
                     self._dialogue(record, raw, tally)
@@ -74,6 +77,12 @@ class Tokens:
                     self._prompt(record, raw, tally, read.stage)
         except DataError as error:
             self.problems.add(raw.fault(error.what, error.hints[0] if error.hints else ""))
+        except Refused as refused:
+            if read.source.on_bad_row == "drop":
+                read.counts.drop(refused.reason)
+                return False
+            self.problems.add(raw.fault(refused.reason, DROP, refused.column))
+        return True
 
     def _dialogue(self, row: Dialogue, raw: Raw, tally: Tally) -> None:
         encoded = encode_dialogue(self.tokenizer, row.turns)
@@ -92,8 +101,6 @@ class Tokens:
         prompt = encode_prompt(self.tokenizer, row.prompt)
         answers = [encode_completion(self.tokenizer, text) for text in (row.chosen, row.rejected)]
         width = len(prompt) + max(map(len, answers))
-        if answers[0] == answers[1]:
-            self.problems.add(raw.fault("chosen and rejected are the same tokens", "leave the pair out", "rejected"))
         for answer in answers:
             if answer[-1] != self.tokenizer.eos_token_id:
                 hint = "set eos_token to the token that ends a turn"
@@ -140,3 +147,7 @@ class Tokens:
     def _spelt(self, encoded: Encoded, mark: Mark) -> list[tuple[str, Mark]]:
         texts = [self.tokenizer.decode([token]) for token in encoded.input_ids]
         return [(text, mark if owner >= 0 else "context") for text, owner in zip(texts, encoded.owner, strict=True)]
+
+
+def _may_be_same(row: Preference | Dialogue | Prompt) -> bool:
+    return isinstance(row, Preference) and normal(row.chosen) == normal(row.rejected)

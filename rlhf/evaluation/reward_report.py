@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.data.feed import DOMAINS
+from rlhf.data.fit import Fit, ids_of
 from rlhf.data.types import RATINGS, Preference, rating_mix
 from rlhf.evaluation import baselines, pairs, scores
 from rlhf.evaluation.gold import worth_of
@@ -22,6 +23,7 @@ from rlhf.models.score import score
 BINS = 6
 WORST = 6
 SWAPPED = 200  # pairs scored a second time, the other way round
+TOGETHER = 10_000  # pairs as ids at a time: a hundred thousand of them would be gigabytes
 Rows = Sequence[Preference]
 Gaps = tuple[Tensor, Tensor]
 """Scores of the chosen and of the rejected completions, [N] each."""
@@ -34,8 +36,14 @@ def examine(
     trained_on: Mapping[str, Rows],
     test: Mapping[str, Rows],
     threshold: float,
+    context: int,
 ) -> dict[str, Any]:
-    """report.json's `reward_models`: each model on the held-out pairs of both domains, and on its own in depth."""
+    """report.json's `reward_models`: each model on the held-out pairs of both domains, and on its own in depth.
+
+    Args:
+        trained_on: what the text baselines learn from, some of a model's pairs or all.
+        context: tokens that a pair may have; of a longer one the start of the prompt is cut.
+    """
     found: dict[str, Any] = {}
     scored: dict[str, Gaps] = {}
     for name in DOMAINS:
@@ -43,11 +51,11 @@ def examine(
         for domain, rows in test.items():
             if not rows:
                 continue
-            chosen, rejected = scored[f"{name} on {domain}"] = score_pairs(model, tokenizer, rows)
+            chosen, rejected = scored[f"{name} on {domain}"] = score_pairs(model, tokenizer, rows, context=context)
             entry[domain] = accuracies(rows, chosen, rejected)
             entry[domain]["baselines"] = beside(trained_on[name], rows, chosen - rejected)
             if domain == name:
-                entry |= in_depth(model, tokenizer, rows, chosen, rejected, domain=domain)
+                entry |= in_depth(model, tokenizer, rows, chosen, rejected, domain=domain, context=context)
                 if name == "safety":
                     entry |= scores.safety_gate(rows, chosen, rejected, threshold=threshold)
         found[name] = entry
@@ -91,12 +99,13 @@ def in_depth(
     rejected: Tensor,
     *,
     domain: str,
+    context: int,
 ) -> dict[str, Any]:
     """What is looked at on a model's own domain only."""
     found: dict[str, Any] = {
         "calibration": pairs.calibration(rows, chosen, rejected, bins=BINS),
         "histogram": scores.histogram(chosen, rejected),
-        "swapped": swapped(model, tokenizer, rows[:SWAPPED], chosen - rejected),
+        "swapped": swapped(model, tokenizer, rows[:SWAPPED], chosen - rejected, context=context),
         "worst": pairs.worst(rows, chosen, rejected, count=WORST),
     }
     worth, against = worth_of(rows, domain=domain), "gold"
@@ -110,10 +119,11 @@ def in_depth(
     return found | ({"pointwise": {"against": against, "bins": bins}} if len(bins) > 1 else {})
 
 
-def swapped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, gap: Tensor) -> dict[str, Any]:
+def swapped(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, gap: Tensor, *, context: int
+) -> dict[str, Any]:
     """The same pairs with their sides exchanged, in other batches: a score knows nothing of its pair (recipe S5)."""
-    sides = [(row.prompt, text) for row in rows for text in (row.rejected, row.chosen)]
-    ids = [encode_prompt(tokenizer, prompt) + encode_completion(tokenizer, text) for prompt, text in sides]
+    ids = [side for pair in encoded(tokenizer, rows, context=context) for side in reversed(pair)]
     again = score(model, ids, pad_token_id=tokenizer.pad_token_id, tokens_per_batch=2048).view(-1, 2)
     other = again[:, 1] - again[:, 0]
     before = gap[: len(rows)]
@@ -121,16 +131,23 @@ def swapped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Ro
     return {"consistent": same, "largest_difference": (other - before).abs().max().item(), "n": len(rows)}
 
 
-def score_pairs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> Gaps:
+def score_pairs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, *, context: int) -> Gaps:
     """Scores of both sides of the pairs, read exactly as in training."""
-    prompts = [encode_prompt(tokenizer, row.prompt) for row in rows]
-    ids = [
-        [*prompt, *encode_completion(tokenizer, getattr(row, side))]
-        for side in ("chosen", "rejected")
-        for prompt, row in zip(prompts, rows, strict=True)
-    ]
-    chosen, rejected = score(model, ids, pad_token_id=tokenizer.pad_token_id).chunk(2)
+    scored = []
+    for first in range(0, len(rows), TOGETHER):
+        ids = encoded(tokenizer, rows[first : first + TOGETHER], context=context)
+        sides = [pair[side] for side in range(2) for pair in ids]
+        scored.append(torch.stack(score(model, sides, pad_token_id=tokenizer.pad_token_id).chunk(2)))
+    chosen, rejected = torch.cat(scored, dim=1)
     return chosen, rejected
+
+
+def encoded(
+    tokenizer: PreTrainedTokenizerBase, rows: Rows, *, context: int
+) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """Both sides of the pairs as ids."""
+    found = (ids_of(tokenizer, row, Fit(context, "truncate_left")) for row in rows)  # which leaves none out
+    return [(array("i", pair[0]), array("i", pair[1])) for pair in found if pair]
 
 
 def staleness(by_round: Mapping[str, Gaps], rows: Rows, *, own: tuple[Gaps, Rows] | None) -> dict[str, Any]:

@@ -10,9 +10,10 @@ and long completions attention over the longer row costs more than the prompt do
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -25,6 +26,33 @@ PROMPT, CHOSEN, REJECTED, PADDING = range(4)
 Ids = Sequence[int]
 Layout = Literal["two rows", "shared prompt"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two completions of one prompt as ids. A safety label is 1 or 0, or nan where nobody gave one."""
+
+    chosen_ids: Ids
+    rejected_ids: Ids
+    margin: float
+    chosen_safe: float
+    rejected_safe: float
+    id: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        return cls(**row)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Every pair in one layout: the tokens of its row, or of the longer one, and of all of it without padding."""
+
+    widths: array[int] = field(default_factory=lambda: array("i"))
+    tokens: array[int] = field(default_factory=lambda: array("i"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +122,38 @@ def tokens_of(inputs: Mapping[str, Tensor]) -> int:
     return int(exists.sum())
 
 
-def cheapest(model: PreTrainedModel, batches: Mapping[Layout, Sequence[Sequence[tuple[Ids, Ids]]]]) -> Batching:
-    """The layout with the least work by the lengths at hand, each with its own batches of pairs.
+def sizes_of(pairs: Iterable[Pair]) -> dict[Layout, Sizes]:
+    """What the pairs measure in each layout, in one pass over them."""
+    found = {layout: Sizes() for layout in LAYOUTS}
+    for pair in pairs:
+        chosen, rejected = pair.chosen_ids, pair.rejected_ids
+        for layout, sizes in found.items():
+            width = length_of(chosen, rejected, layout)
+            sizes.widths.append(width)
+            sizes.tokens.append(len(chosen) + len(rejected) if layout == "two rows" else width)
+    return found
+
+
+def cheapest(
+    model: PreTrainedModel, sizes: Mapping[Layout, Sizes], batches: Mapping[Layout, Iterable[Sequence[int]]]
+) -> Batching:
+    """The layout with the least work by the lengths at hand, each with its own batches: the places of their pairs.
 
     Work is counted in multiplications: a token passes every weight, and a query meets every key of its row.
     """
     config = model.config
     per_token = sum(p.numel() for name, p in model.named_parameters() if "embed_tokens" not in name)
     per_key = 2 * config.num_hidden_layers * config.hidden_size
-    work, counted = {}, {}
+    work: dict[Layout, int] = {}
+    counted: dict[Layout, tuple[int, int]] = {}
     for layout, parts in batches.items():
-        rows = 2 if layout == "two rows" else 1
-        shapes = [(rows * len(part), max(length_of(*pair, layout) for pair in part)) for part in parts]
-        work[layout] = sum(n * width * (per_token + width * per_key) for n, width in shapes)
-        real = [len(c) + len(r) if rows == 2 else length_of(c, r, layout) for part in parts for c, r in part]
-        counted[layout] = (sum(real), sum(n * width for n, width in shapes))
+        rows, widths = 2 if layout == "two rows" else 1, sizes[layout].widths
+        work[layout] = padded = 0
+        for part in parts:
+            width = max(widths[place] for place in part)
+            work[layout] += rows * len(part) * width * (per_token + width * per_key)
+            padded += rows * len(part) * width
+        counted[layout] = (sum(sizes[layout].tokens), padded)
     able = [layout for layout in batches if layout == "two rows" or sees_all(model)]
     layout = min(able, key=lambda name: work[name])
     tokens, padded = counted[layout]

@@ -8,13 +8,13 @@ one packed document into the next, and the reward models' loss from `rlhf.functi
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
@@ -29,7 +29,7 @@ from rlhf.errors import ConfigError, NonFiniteError
 from rlhf.functional.margin import ranking_loss
 from rlhf.functional.safety_loss import safety_loss
 from rlhf.models import pair_batches
-from rlhf.models.pair_batches import LAYOUTS, Batching, Layout
+from rlhf.models.pair_batches import LAYOUTS, Batching, Layout, Pair, Sizes
 from rlhf.models.score import called_as
 from rlhf.processes import team, zero
 from rlhf.resume.saves import Saves
@@ -37,7 +37,7 @@ from rlhf.schema import AdamW
 from rlhf.tracking.track import Progress, Tracker
 from rlhf.training.resumable import ResumableTrainer
 
-NUMBERS = ("margin", "chosen_safe", "rejected_safe", "real")
+NUMBERS = ("margin", "chosen_safe", "rejected_safe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +50,6 @@ class Schedule:
     warmup_steps: int
     epochs: int = 1
     steps: int = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two completions of one prompt as ids. A safety label is 1 or 0, or nan where nobody gave one."""
-
-    chosen_ids: Sequence[int]
-    rejected_ids: Sequence[int]
-    margin: float
-    chosen_safe: float
-    rejected_safe: float
-    id: str = ""
 
 
 def warmup_steps(total: int, *, ratio: float, least: int = 0) -> int:
@@ -143,24 +131,30 @@ def fit_reward(
     is how the pairs were laid out, and how much of that was padding.
     """
 
-    batching = batching_of(model, pairs, schedule, optimizer, seed=seed)
+    sizes = pair_batches.sizes_of(pairs)
+    batching = batching_of(model, sizes, schedule, optimizer, seed=seed)
     layout = batching.layout
     if saves.passed(what):
         return batching
 
     def collate(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        sides = [(row["chosen_ids"], row["rejected_ids"]) for row in batch]
-        numbers = {key: torch.tensor([row[key] for row in batch]) for key in NUMBERS}
+        rows = rows_of(batch)
+        found = [pairs[row if row < len(pairs) else 0] for row in rows.tolist()]
+        sides = [(pair.chosen_ids, pair.rejected_ids) for pair in found]
         made = pair_batches.collate(sides, layout, pad_token_id=tokenizer.pad_token_id)
-        return made | numbers | {"row": rows_of(batch)}
+        numbers = {name: torch.tensor([getattr(pair, name) for pair in found]) for name in NUMBERS}
+        return made | numbers | {"real": (rows < len(pairs)).float(), "row": rows}
 
     class Fit(ResumableTrainer, RewardTrainer):
         """TRL's trainer with our loss: its own has no safety term, and reads the score at a place of its own."""
 
         loss_is_scaled_for_ga = True  # it is a mean over the pairs of the step, not of the micro-batch
 
+        def _prepare_dataset(self, dataset: Any, *more: Any) -> Any:
+            return dataset  # the places of pairs that are tokens already
+
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            order = similar_lengths(pairs, layout, schedule, seed=seed)
+            order = SimilarLengths(sizes[layout].widths, batch_size=schedule.batch_size, seed=seed)
             return filled(order, multiple=_together(schedule, optimizer), epoch=self.epoch)
 
         def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
@@ -187,25 +181,14 @@ def fit_reward(
                 self._metrics["train"][name].append(float(value))
             return (loss, {"scores": torch.stack([chosen, rejected])}) if return_outputs else loss
 
-    columns = [
-        {
-            "chosen_ids": np.asarray(pair.chosen_ids, dtype=np.int32),
-            "rejected_ids": np.asarray(pair.rejected_ids, dtype=np.int32),
-            "margin": pair.margin,
-            "chosen_safe": pair.chosen_safe,
-            "rejected_safe": pair.rejected_safe,
-            "real": float(i < len(pairs)),
-            "row": i,
-        }
-        for i, pair in enumerate((*pairs, pairs[0]))
-    ][: len(pairs) + (team.size() > 1)]
+    places = range(len(pairs) + (team.size() > 1))  # of several processes, one more to fill the last batch with
     # max_length=None: TRL would drop longer pairs without a word; lengths were checked when the pairs were made.
     arguments = _arguments(TrlRewardConfig, schedule, optimizer, seed=seed, max_length=None)
     with arguments as args, called_as(model, pair_batches.pair_scores):
         trainer = Fit(
             model=model,
             args=args,
-            train_dataset=Dataset.from_list(columns),
+            train_dataset=Dataset.from_dict({"row": places}),
             processing_class=tokenizer,
             data_collator=collate,
             callbacks=[Report(track, what, 0)],
@@ -219,23 +202,17 @@ def rows_of(batch: Sequence[Mapping[str, Any]]) -> Tensor:
     return torch.tensor([row["row"] for row in batch])
 
 
-def similar_lengths(pairs: Sequence[Pair], layout: Layout, schedule: Schedule, *, seed: int) -> SimilarLengths:
-    """The order in which an epoch goes through the pairs."""
-    lengths = [pair_batches.length_of(pair.chosen_ids, pair.rejected_ids, layout) for pair in pairs]
-    return SimilarLengths(lengths, batch_size=schedule.batch_size, seed=seed)
-
-
 def batching_of(
-    model: PreTrainedModel, pairs: Sequence[Pair], schedule: Schedule, optimizer: AdamW, *, seed: int
+    model: PreTrainedModel, sizes: Mapping[Layout, Sizes], schedule: Schedule, optimizer: AdamW, *, seed: int
 ) -> Batching:
     """The cheaper of the two layouts, by the very batches of the first epoch."""
     micro = optimizer.microbatch_size or schedule.batch_size
-    batches: dict[Layout, list[list[tuple[Sequence[int], Sequence[int]]]]] = {}
-    for layout in LAYOUTS:
-        order = list(similar_lengths(pairs, layout, schedule, seed=seed))
-        sides = [(pairs[i].chosen_ids, pairs[i].rejected_ids) for i in order]
-        batches[layout] = [sides[i : i + micro] for i in range(0, len(sides), micro)]
-    return pair_batches.cheapest(model, batches)
+
+    def batches(layout: Layout) -> Iterator[Sequence[int]]:
+        order = array("q", SimilarLengths(sizes[layout].widths, batch_size=schedule.batch_size, seed=seed))
+        return (order[i : i + micro] for i in range(0, len(order), micro))
+
+    return pair_batches.cheapest(model, sizes, {layout: batches(layout) for layout in LAYOUTS})
 
 
 def reward_loss(

@@ -22,13 +22,14 @@ QUESTION = (Turn("user", "how do i open the door ?"),)
 def looked(tokenizer):
     """looked(record, max_length=..): the tally of one row, and the problems."""
 
-    def look(record, stage="reward", **recipe):
+    def look(record, stage="reward", tokenizer=tokenizer, on_bad_row="error", **recipe):
         settings = Recipe.model_validate({"stages": ["sft"], "model": {"max_length": 128}, **recipe})
         problems = Problems()
         tokens = Tokens(tokenizer, settings, problems)
-        read = Read(stage, f"{stage}.data.0", Source(name="mine"), Counts("mine"))
-        tokens.look(read, Raw("pairs.jsonl:3", {}, '{"prompt": 1, "chosen": 2, "rejected": 3}'), record)
-        return tokens.tallies[read.setting], problems
+        read = Read(stage, f"{stage}.data.0", Source(name="mine", on_bad_row=on_bad_row), Counts("mine", 1, 1))
+        stays = tokens.look(read, Raw("pairs.jsonl:3", {}, '{"prompt": 1, "chosen": 2, "rejected": 3}'), record)
+        assert stays == bool(read.counts.used)
+        return tokens.tallies[read.setting], problems, *([read.counts] if on_bad_row == "drop" else [])
 
     return look
 
@@ -61,6 +62,10 @@ def test_the_same_tokens_on_both_sides_are_a_problem(looked):
     _, problems = looked(pair(rejected=" take the key . "))
     (fault,) = problems.first
     assert (fault.what, fault.where) == ("chosen and rejected are the same tokens", "pairs.jsonl:3:28")
+    assert fault.hint == "on_bad_row: drop leaves such rows out and counts them"
+    _, problems, counts = looked(pair(rejected=" take the key . "), on_bad_row="drop")
+    assert not len(problems)
+    assert str(counts) == "mine: 0 of 1 rows used; 1 dropped: chosen and rejected are the same tokens"
 
 
 def test_too_long_is_a_problem_unless_the_recipe_says_what_to_do(looked):
@@ -81,7 +86,7 @@ def test_a_prompt_needs_room_for_its_answer(looked, tokenizer):
 
 def test_a_control_tag_is_told_by_its_place(looked):
     _, problems = looked(pair(chosen="take </s> it"))
-    assert "would be read as a control token" in problems.first[0].what
+    assert (problems.first[0].what, problems.first[0].where) == ("a message holds </s>", "pairs.jsonl:3:15")
 
 
 def test_signs_say_what_colours_say():
@@ -93,6 +98,27 @@ def test_signs_say_what_colours_say():
     plain = io.StringIO()
     Console(file=plain, width=80).print(show.spelt(view), highlight=False)
     assert plain.getvalue() == "how⏎|[so][</s>*]_\n"
+
+
+def test_answers_alike_but_for_case_are_encoded_wherever_they_stand(tmp_path, capsys, saved_base):
+    """Of many rows the first 500 are encoded; row 600 differs in case only, which this tokenizer doesn't see."""
+    from tokenizers import normalizers
+
+    from rlhf.data.tokenizer import train_tokenizer
+
+    lower = train_tokenizer(["take the key"], vocab_size=300, max_length=128)
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    lower.save_pretrained(saved_base / "hh" / "base" / "checkpoint")
+    rows = [{"prompt": f"question {i}", "chosen": f"good {i}", "rejected": "bad"} for i in range(620)]
+    rows[599] |= {"chosen": "Take the key", "rejected": "take the key"}
+    given = f"{{name: pairs, path: {written(tmp_path / 'pairs.jsonl', rows)}"
+    words = ["check", "data", "stage=reward", "config=hh", f"runs_dir={saved_base}"]
+    assert main([*words, f"reward.data=[{given}}}]"]) == 65
+    out = capsys.readouterr().out
+    assert "pairs.jsonl:600:54" in out
+    assert "chosen and rejected are the same tokens" in out
+    assert main([*words, f"reward.data=[{given}, on_bad_row: drop}}]"]) == 0
+    assert "619 of 620 rows used; 1 dropped: chosen and rejected are the same tokens" in capsys.readouterr().out
 
 
 # ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────────

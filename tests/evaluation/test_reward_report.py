@@ -6,9 +6,12 @@ import json
 import pytest
 import torch
 
+from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.data.types import Preference, Turn, rating_mix
+from rlhf.evaluation import reward_report
 from rlhf.evaluation.reward_report import examine, matched, rating_drift, score_pairs, staleness
 from rlhf.models.reward_models import RewardModels
+from rlhf.models.score import score
 
 
 def pair(i, rating="better", safe=(None, None), source="people"):
@@ -35,7 +38,7 @@ def test_the_whole_report_is_json_and_covers_both_domains(models, tokenizer):
         "helpfulness": [pair(i, ("significantly", "negligibly")[i % 2], source=f"s{i % 2}") for i in range(12)],
         "safety": [pair(i, None, bins[i % 3]) for i in range(30)],
     }
-    found = examine(models, tokenizer, trained_on={name: test[name] for name in test}, test=test, threshold=0.15)
+    found = examine(models, tokenizer, trained_on=dict(test), test=test, threshold=0.15, context=128)
     json.dumps(found, allow_nan=False)
     for name in ("helpfulness", "safety"):
         assert found[name]["helpfulness"]["pairs"] == {"significantly": 6, "negligibly": 6, "all": 12}
@@ -59,10 +62,30 @@ def test_the_whole_report_is_json_and_covers_both_domains(models, tokenizer):
 
 def test_scores_of_pairs_stay_with_their_pairs(models, tokenizer):
     rows = [pair(i) for i in range(5)]
-    chosen, rejected = score_pairs(models.helpfulness, tokenizer, rows)
+    chosen, rejected = score_pairs(models.helpfulness, tokenizer, rows, context=128)
     for i, row in enumerate(rows):
-        alone = score_pairs(models.helpfulness, tokenizer, [row])
+        alone = score_pairs(models.helpfulness, tokenizer, [row], context=128)
         assert (chosen[i].item(), rejected[i].item()) == pytest.approx((alone[0].item(), alone[1].item()), abs=1e-4)
+
+
+def test_more_pairs_than_are_held_as_ids_at_a_time_are_scored_alike(models, tokenizer, monkeypatch):
+    rows = [pair(i) for i in range(5)]
+    together = score_pairs(models.helpfulness, tokenizer, rows, context=128)
+    monkeypatch.setattr(reward_report, "TOGETHER", 2)
+    for one, other in zip(score_pairs(models.helpfulness, tokenizer, rows, context=128), together, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_of_a_pair_longer_than_the_context_what_was_trained_on_is_scored(models, tokenizer):
+    """The start of its prompt is cut behind BOS, as `data.too_long: truncate_left` cuts it for training."""
+    row = pair(0)
+    prompt = encode_prompt(tokenizer, row.prompt)
+    answers = [encode_completion(tokenizer, text) for text in (row.chosen, row.rejected)]
+    context = len(prompt) - 2 + max(map(len, answers))
+    cut = [prompt[0], *prompt[3:]]
+    wanted = score(models.helpfulness, [cut + answer for answer in answers], pad_token_id=tokenizer.pad_token_id)
+    found = score_pairs(models.helpfulness, tokenizer, [row], context=context)
+    torch.testing.assert_close(torch.cat(found), wanted)
 
 
 def test_staleness_by_hand():

@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf.models.pair_batches import (
+    Pair,
     cheapest,
     collate,
     length_of,
     pair_scores,
     shared_prefix,
+    sizes_of,
     tokens_of,
     visible,
 )
@@ -107,30 +109,33 @@ def test_the_prefix_is_the_longest_that_leaves_both_a_token(a, b):
 # ── which layout ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def both(pairs):
-    return {"two rows": [pairs], "shared prompt": [pairs]}
+def both(sides):
+    """Sizes of the pairs, and one batch of all of them in each layout."""
+    places = range(len(sides))
+    sizes = sizes_of(Pair(chosen, rejected, 0.0, 1.0, 0.0) for chosen, rejected in sides)
+    return sizes, {"two rows": [places], "shared prompt": [places]}
 
 
 def test_long_prompts_are_shared_and_long_completions_are_not(reward_model):
     long_prompts, long_completions = rows((90, 5, 5), (90, 5, 5)), rows((2, 900, 900), (2, 900, 900))
-    found = cheapest(reward_model, both(long_prompts))
+    found = cheapest(reward_model, *both(long_prompts))
     # 100 tokens a pair instead of 190, without padding.
     assert (found.layout, found.tokens, found.padding) == ("shared prompt", 200, 0.0)
     assert 0.5 < found.work < 0.6
     # One row of 1,802 has to attend over twice as many keys as two rows of 902.
-    found = cheapest(reward_model, both(long_completions))
+    found = cheapest(reward_model, *both(long_completions))
     assert (found.layout, found.tokens, found.work) == ("two rows", 2 * 2 * 902, 1.0)
 
 
 def test_padding_is_counted(reward_model):
-    found = cheapest(reward_model, both(rows((90, 5, 5), (80, 5, 5))))
+    found = cheapest(reward_model, *both(rows((90, 5, 5), (80, 5, 5))))
     # Rows of 100 and 90 tokens in a batch 100 wide.
     assert found.padding == pytest.approx(10 / 200)
 
 
 def test_a_model_that_masks_in_its_own_way_gets_two_rows(reward_model):
     reward_model.config._attn_implementation = "flash_attention_2"
-    assert cheapest(reward_model, both(rows((90, 5, 5)))).layout == "two rows"
+    assert cheapest(reward_model, *both(rows((90, 5, 5)))).layout == "two rows"
     reward_model.config._attn_implementation = "sdpa"
     reward_model.config.sliding_window = 16
-    assert cheapest(reward_model, both(rows((90, 5, 5)))).layout == "two rows"
+    assert cheapest(reward_model, *both(rows((90, 5, 5)))).layout == "two rows"

@@ -28,11 +28,16 @@ def job_of(tmp_path, screen):
     """job_of("ppo", reads={"policy": [folder]}, max_kl=3.0): a job of that stage with those settings of its own."""
     trackers, jobs = [], []
 
-    def make(stage, *, name=None, round=0, reads=None, model=None, **settings):
+    def make(stage, *, name=None, round=0, reads=None, model=None, too_long="error", **settings):
         section = {"data": [{"name": "microworld"}], **settings}
         # Of `stages` only sft, so that a job may keep the default length of answers, which this context does not hold.
         recipe = Recipe.model_validate(
-            {"stages": ["sft"], "model": {"max_length": 128, **(model or {})}, stage: section}
+            {
+                "stages": ["sft"],
+                "model": {"max_length": 128, **(model or {})},
+                "data": {"too_long": too_long},
+                stage: section,
+            }
         )
         out = tmp_path / f"out-{len(trackers)}"
         out.mkdir()

@@ -1,18 +1,25 @@
 """Pairs to ids: their margins and labels, and what is refused by name."""
 
+import copy
+import json
 import math
 from collections import Counter
 
 import pytest
+from tokenizers import normalizers
 
 from rlhf.data.chat import encode_dialogue
 from rlhf.data.types import Preference, Turn, read_jsonl, write_jsonl
 from rlhf.errors import DataError
 from rlhf.models.load import load_reward_model
 from stages import reward
-from stages.reward import encode, gather
+from stages.reward import gather
 
 QUESTION = (Turn("user", "how do i open the door ?"),)
+
+
+def encode(job, tokenizer, rows):
+    return list(reward.encode(job, tokenizer, rows).pairs)
 
 
 def pair(chosen="take the key .", rejected="good luck !", rating="better", safe=(None, None), **changes):
@@ -100,12 +107,12 @@ def stored(folder, **files):
     return folder
 
 
-def test_pairs_of_all_rounds_are_gathered_and_sides_kept_apart(job_of, tmp_path):
+def test_pairs_of_all_rounds_are_gathered_and_sides_kept_apart(job_of, tokenizer, tmp_path):
     rounds = [
         stored(tmp_path / "preferences-1", helpfulness_train=["a"], safety_train=["b"], helpfulness_test=["c"]),
         stored(tmp_path / "preferences-2", helpfulness_train=["d"], safety_train=["e"], safety_test=["f"]),
     ]
-    train, test = gather(job_of("reward", data=[], reads={"preferences*": rounds}))
+    train, test = gather(job_of("reward", data=[], reads={"preferences*": rounds}), tokenizer)
     assert {domain: [row.id for row in rows] for domain, rows in train.items()} == {
         "helpfulness": ["a", "d"],
         "safety": ["b", "e"],
@@ -116,10 +123,77 @@ def test_pairs_of_all_rounds_are_gathered_and_sides_kept_apart(job_of, tmp_path)
     }
 
 
-def test_a_model_without_pairs_is_refused(job_of, tmp_path):
+def test_a_model_without_pairs_is_refused(job_of, tokenizer, tmp_path):
     only = stored(tmp_path / "preferences-1", helpfulness_train=["a"])
     with pytest.raises(DataError, match="there are no safety pairs to train on"):
-        gather(job_of("reward", data=[], reads={"preferences*": [only]}))
+        gather(job_of("reward", data=[], reads={"preferences*": [only]}), tokenizer)
+
+
+@pytest.fixture
+def lowercase(tokenizer):
+    """A tokenizer that does not see letter case."""
+    made = copy.deepcopy(tokenizer)
+    made.backend_tokenizer.normalizer = normalizers.Lowercase()
+    return made
+
+
+@pytest.mark.parametrize("use", ["train", "test"])
+@pytest.mark.parametrize(
+    ("row", "place", "reason"),
+    [
+        ({"chosen": "Good luck !", "rejected": "good luck !"}, "4:49", "chosen and rejected are the same tokens"),
+        ({"chosen": "take <pad> .", "rejected": "good luck !"}, "4:24", "a message holds <pad>"),
+    ],
+)
+def test_what_only_the_tokenizer_sees_follows_on_bad_row(job_of, lowercase, tmp_path, screen, use, row, place, reason):
+    """On either side of the split: a model scores equal tokens alike, which would count as half a hit."""
+    rows = [{"chosen": f"take key {i} .", "rejected": "no !"} for i in range(20)]
+    rows[3] = row
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"how {i:2} ?", **row}) + "\n" for i, row in enumerate(rows)))
+    source = {"name": "mine", "path": str(path), "use": use}
+    others = stored(tmp_path / "preferences-1", helpfulness_train=["a"], safety_train=["b"])
+    with pytest.raises(DataError, match=reason) as caught:
+        gather(job_of("reward", data=[source], reads={"preferences*": [others]}), lowercase)
+    assert caught.value.where == f"{path}:{place}"
+    assert caught.value.hints == ("on_bad_row: drop leaves such rows out and counts them",)
+    job = job_of("reward", data=[source | {"on_bad_row": "drop"}], reads={"preferences*": [others]})
+    train, test = gather(job, lowercase)
+    assert f"mine: 19 of 20 rows used; 1 dropped: {reason}" in screen.getvalue()
+    assert (len(train["helpfulness"]), len(test["helpfulness"])) == ((20, 0) if use == "train" else (1, 19))
+
+
+@pytest.mark.parametrize(("policy", "left"), [("error", None), ("drop", ["a"]), ("truncate_left", ["a", "long"])])
+def test_held_out_pairs_fit_into_the_context_too(job_of, tokenizer, tmp_path, screen, policy, left):
+    folder = stored(tmp_path / "preferences-1", helpfulness_train=["t"], safety_train=["s"])
+    long = pair(id="long", prompt=(Turn("user", "open the door " * 40),))
+    write_jsonl(folder / "helpfulness.test.jsonl", [pair(id="a"), long])
+    job = job_of("reward", data=[], reads={"preferences*": [folder]}, too_long=policy)
+    if left is None:
+        with pytest.raises(DataError, match="the context holds 128") as caught:
+            gather(job, tokenizer)
+        assert caught.value.where == "pair long of people"
+        return
+    _, test = gather(job, tokenizer)
+    assert [row.id for row in test["helpfulness"]] == left
+    assert "held out, too long: 1 rows" in screen.getvalue()
+
+
+def test_pairs_that_are_left_out_for_their_length_do_not_spoil_the_shares(job_of, tokenizer, saved, tmp_path):
+    """Half and half of what is left: 12 and 12, though 6 helpful pairs are too long."""
+    folder = stored(tmp_path / "preferences-1", safety_train=[f"s{i}" for i in range(18)])
+    long = (Turn("user", "open the door " * 40),)
+    rows = [pair(id=f"h{i}", **({"prompt": long} if i % 3 == 0 else {})) for i in range(18)]
+    write_jsonl(folder / "helpfulness.train.jsonl", rows)
+    job = job_of("reward", data=[], reads={"preferences*": [folder]}, too_long="drop")
+    train, _ = gather(job, tokenizer)
+    made = reward.encode(job, tokenizer, train["helpfulness"] + train["safety"])
+    assert [row.id for row in made.pairs][:3] == ["h1", "h2", "h4"]
+    assert list(made.places)[:3] == [1, 2, 4]
+    border = sum(place < 18 for place in made.places)
+    assert border == 12
+    mixed = reward.mixtures(job, range(border), range(border, len(made.pairs)))
+    assert mixed["helpfulness"].counts.used == {"helpfulness": 12, "remaining": 12}
 
 
 # ── the stage ────────────────────────────────────────────────────────────────────────────────────────────────────────

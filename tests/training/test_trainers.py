@@ -13,6 +13,7 @@ from datasets import Dataset
 from rich.console import Console
 
 from rlhf.data.collate import Row, pack
+from rlhf.data.spool import Rows, Spool
 from rlhf.errors import ConfigError, NonFiniteError
 from rlhf.models import pair_batches
 from rlhf.models.score import score
@@ -291,6 +292,23 @@ def test_every_pair_is_trained_on_whatever_its_length(reward_model, tokenizer, t
     fit_pairs(reward_model, tokenizer, pairs, track, batch_size=2)
     assert sorted(seen) == sorted((p.chosen_ids, p.rejected_ids) for p in pairs)
     assert screen.getvalue().splitlines()[-1].startswith("[sft] helpfulness 4/4 ")
+
+
+def test_pairs_on_disk_train_the_same_model_bit_for_bit(reward_model, tokenizer, track, tmp_path):
+    pairs = [
+        dataclasses.replace(pair(i, length=3 + 7 * i % 11, safe=[1.0, 0.0, NAN][i % 3]), id=f"p{i}") for i in range(9)
+    ]
+    spool = Spool(Pair)
+    for made in pairs:
+        spool.append(made)
+    assert repr(spool[4]) == repr(pairs[4])  # nan is not nan
+    other = copy.deepcopy(reward_model)
+    fit_pairs(reward_model, tokenizer, pairs, track, batch_size=2, epochs=2)
+    (tmp_path / "disk").mkdir()
+    with Tracker(tmp_path / "disk", run="test", step="sft", console=Console(file=io.StringIO())) as tracker:
+        fit_pairs(other, tokenizer, Rows(spool, range(9)), tracker, batch_size=2, epochs=2)
+        assert [row | {"time": 0} for row in logged(tracker)] == [row | {"time": 0} for row in logged(track)]
+    assert distance(reward_model, other) == 0
 
 
 @pytest.mark.parametrize("layout", ["two rows", "shared prompt"])
