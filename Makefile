@@ -41,7 +41,7 @@ bench: install
 	for file in $(filter-out benchmarks/bench_reliability.py,$(wildcard benchmarks/bench_*.py)); do OMP_NUM_THREADS=1 $(PYTHON) $$file || exit 1; done
 
 # Kills, damage, races, garbage, power cuts (root), and a plain Trainer beside; some rows: make bench-reliability ROWS=commit,damage
-ROWS := commit,damage,locks,power,garbage,lives,together,plain
+ROWS := commit,damage,locks,power,garbage,lives,together,nodes,plain
 bench-reliability: install
 	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/bench_reliability.py --rows $(ROWS)
 

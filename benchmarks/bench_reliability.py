@@ -3,9 +3,9 @@
     python benchmarks/bench_reliability.py --rows commit,damage,locks
     python benchmarks/bench_reliability.py --rows lives --kills 30 --steps sft,ppo
 
-Rows: commit (strace), damage, locks, power (root and loop devices), garbage, lives, together (lives of two processes);
-plain is a column, what a plain Trainer does in the same trouble. Each writes its cells into reliability.md, and says so
-where it cannot run here.
+Rows: commit (strace), damage, locks, power (root and loop devices), garbage, lives, together (lives of two processes),
+nodes (two machines of which one is lost; root); plain is a column, what a plain Trainer does in the same trouble. Each
+writes its cells into reliability.md, and says so where it cannot run here.
 Garbage and lives train the small recipe of tests/lives.py and compare with an undisturbed run, kept in --work.
 """
 
@@ -36,6 +36,7 @@ from rlhf.errors import MissingError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import lives
+import nodes
 import whole_steps
 
 PLACES = 8
@@ -225,6 +226,14 @@ def together_row(options: argparse.Namespace) -> None:
     whole_steps.lives_row(options.steps.split(","), options.kills, options.work, processes=2)
 
 
+def nodes_row(options: argparse.Namespace) -> None:
+    """PPO and both reward models, five losses of either machine."""
+    if nodes.possible():
+        whole_steps.nodes_row(["reward-2", "ppo"], 5, options.work)
+    else:
+        print("nodes: not run, for it needs root and iproute2")
+
+
 def garbage_row(options: argparse.Namespace) -> None:
     whole_steps.garbage_row(options.places.split(","), options.work)
 
@@ -255,6 +264,7 @@ ROWS: dict[str, Callable[[argparse.Namespace], None]] = {
     "garbage": garbage_row,
     "lives": lives_row,
     "together": together_row,
+    "nodes": nodes_row,
     "plain": plain_row,
 }
 

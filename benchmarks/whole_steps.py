@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lives
+import nodes
 import torch
 from measure import short
 from record import record
@@ -114,6 +116,33 @@ def lives_row(steps: Sequence[str], kills: int, work: Path, *, processes: int = 
         middle = f"{short(statistics.median(seconds))} (at most {short(seconds[-1])})" if seconds else ""
         record(killed(step, processes), tries=tries, failures=str(other), seconds=middle)
     zygote.close()
+
+
+def nodes_row(steps: Sequence[str], losses: int, work: Path) -> None:
+    """Two machines as namespaces of the network, of which one is lost at a random save; the ends are compared."""
+    zygote = lives.Zygote()
+    finished = undisturbed(zygote, work)
+    zygote.close()
+    both = nodes.Nodes()
+    try:
+        for step in steps:
+            for lost in (1, 0):
+                rng, seconds, other = random.Random(f"{step} {lost}"), [], 0
+                with tempfile.TemporaryDirectory(dir=work) as name:
+                    folder = lives.without(finished, step, Path(name))
+                    artefact = folder / "runs" / "tiny" / step
+                    nodes.to_the_end(both, folder, step)
+                    end, saves = lives.outcome(artefact), lives.events(folder, "save")
+                    for _ in range(losses):
+                        shutil.rmtree(artefact)
+                        after = rng.randint(1, saves - 1)
+                        seconds.append(nodes.to_the_end(both, folder, step, lost=lost, after=after) or 0.0)
+                        other += lives.outcome(artefact) != end
+                cells = {"tries": str(losses), "failures": str(other)}
+                middle = f"{short(statistics.median(seconds))} (at most {short(max(seconds))})"
+                record(f"machine {lost + 1} of two lost and started again, {step}", **cells, seconds=middle)
+    finally:
+        both.close()
 
 
 def garbage_row(names: Sequence[str], work: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rlhf.config import config_folders
-from rlhf.errors import ConfigError, MissingError, PreemptedError, did_you_mean
+from rlhf.errors import ConfigError, MissingError, PreemptedError, RlhfError, did_you_mean
 from rlhf.processes.engine import WHOLE
 from rlhf.security.vetting import vet_yaml
 
@@ -87,6 +87,7 @@ def start(name: str, arguments: Sequence[str]) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     if int(described.get("num_machines", 1)) == 1:
         described["main_process_port"] = free_port()
@@ -103,6 +104,12 @@ def start(name: str, arguments: Sequence[str]) -> int:
         return code if code > 0 else 128 - code
     except SignalException:
         return PreemptedError.exit_code
+    except RendezvousError as error:
+        raise RlhfError(
+            "the first machine, where all of them meet, cannot be reached",
+            where=str(error).partition(". ")[0],
+            hints=["start it again, on all machines: it goes on from its last save"],
+        ) from error
     return 0
 
 

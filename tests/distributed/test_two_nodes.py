@@ -1,0 +1,44 @@
+"""Two machines, as namespaces of the network: one is lost, comes again, and the run ends as if nothing had been.
+
+The oracle is the first life of the two, which is let be. `make bench-reliability ROWS=nodes` does it more often.
+"""
+
+import shutil
+
+import lives
+import nodes
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.distributed,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not nodes.possible(), reason="needs root and iproute2, to make namespaces of the network"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The small recipe, made by one process on one machine."""
+    zygote = lives.Zygote()
+    yield lives.reference(zygote, tmp_path_factory.mktemp("reference"))
+    zygote.close()
+
+
+@pytest.fixture
+def both():
+    made = nodes.Nodes()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(("step", "lost"), [("ppo", 1), ("reward-2", 0)])
+def test_a_machine_that_was_lost_comes_again_and_the_end_is_the_same(finished, both, tmp_path, step, lost):
+    folder = lives.without(finished, step, tmp_path)
+    artefact = folder / "runs" / "tiny" / step
+    nodes.to_the_end(both, folder, step)
+    undisturbed = lives.outcome(artefact)
+    shutil.rmtree(artefact)
+    nodes.to_the_end(both, folder, step, lost=lost, after=2)
+    assert lives.events(folder, "resume") == 1
+    assert lives.outcome(artefact) == undisturbed
