@@ -62,9 +62,8 @@ class Block:
     ) -> Tensor:
         made = self.qkv(self.before(x)).view(len(x), -1, 1, self.width)
         turned = rotated(made[:, : self.heads + self.kv_heads], *rotation)
-        keys, values = cache.update(turned[:, self.heads :], made[:, self.heads + self.kv_heads :], at)
-        many = self.heads != self.kv_heads
-        seen = F.scaled_dot_product_attention(turned[:, : self.heads], keys, values, attn_mask=mask, enable_gqa=many)
+        fresh = turned[:, self.heads :], made[:, self.heads + self.kv_heads :]
+        seen = cache.layers[at].attend(turned[:, : self.heads], *fresh, mask)
         x = x + self.out(seen.flatten(1))
         gate, up = self.gate_up(self.between(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)
@@ -85,9 +84,8 @@ class Fused:
         x = self.embed(tokens)
         cos, sin = self.rotary(x, positions[:, None])  # [R, 1, width]
         rotation = cos[:, None], sin[:, None]
-        seen = None if mask is None else mask[:, None, None].bool()
         for at, block in enumerate(self.blocks):
-            x = block(x, rotation, seen, cache, at)
+            x = block(x, rotation, mask, cache, at)
         return self.head(self.norm(x))
 
 

@@ -14,44 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
+from rlhf.generation.caches import RowCache, SharedPrompts
 from rlhf.generation.fused import Fused, applies
 from rlhf.generation.protocol import Completion, Request
 
 BLOCK = 256
 """Tokens of the vocabulary that are summed together before one of them is looked for."""
-
-
-class RowCache(DynamicLayer):
-    """Keys and values of one layer, [rows, heads, capacity, width], written in place."""
-
-    def __init__(self, keys: Tensor, values: Tensor, *, copies: int, room: int) -> None:
-        super().__init__()
-        self.length = keys.shape[-2]
-        self.buffers = [_widened(x, copies=copies, room=room) for x in (keys, values)]
-        self.is_initialized = True
-        self._show()
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        new = self.length + key_states.shape[-2]
-        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, self.length : new] = states
-        self.length = new
-        return self._show()
-
-    def shrink(self, holes: Tensor, movers: Tensor, rows: int) -> None:
-        """Keep `rows` rows: those at `movers`, beyond them, take the places of those at `holes`. No other row moves."""
-        for buffer in self.buffers:
-            buffer[holes, :, : self.length] = buffer[movers, :, : self.length]
-        self.buffers = [buffer[:rows] for buffer in self.buffers]
-        self._show()
-
-    def _show(self) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
-        return self.keys, self.values
 
 
 @dataclass(frozen=True)
@@ -104,7 +74,7 @@ def _decode(model: PreTrainedModel, step: Whole | Fused, request: Request) -> li
     sampling, device = request.sampling, model.device
     rows = len(request.prompts) * sampling.samples_per_prompt
     width = max(len(prompt) for prompt in request.prompts)
-    logits, cache, mask, position = _prefill(model, request)
+    logits, cache, mask, position = _prefill(model, request, shared=isinstance(step, Fused))
     uniforms = _uniforms(request).to(device)
     tokens = torch.zeros((rows, sampling.max_new_tokens), dtype=torch.long, device=device)
     logprobs = torch.zeros((rows, sampling.max_new_tokens), device=device)
@@ -143,8 +113,8 @@ def _leave(cache: Cache, stop: Tensor) -> Tensor:
     return torch.arange(rows, device=stop.device).index_put((holes,), movers)
 
 
-def _prefill(model: PreTrainedModel, request: Request) -> tuple[Tensor, Cache, Tensor | None, Tensor]:
-    """Encode each prompt once, then give every one of its K rows a copy of its cache.
+def _prefill(model: PreTrainedModel, request: Request, *, shared: bool) -> tuple[Tensor, Cache, Tensor | None, Tensor]:
+    """Encode each prompt once, then give every one of its K rows its cache: a copy, or where it is `shared` its place.
 
     Prompts are padded on the left here, so that all rows write their next token to the same slot. What with does not
     matter: nothing sees it.
@@ -166,7 +136,8 @@ def _prefill(model: PreTrainedModel, request: Request) -> tuple[Tensor, Cache, T
         past_key_values=cache,
         logits_to_keep=1,
     ).logits[:, -1]
-    cache.layers = [RowCache(layer.keys, layer.values, copies=k, room=room) for layer in cache.layers]
+    kind = SharedPrompts if shared and k > 1 else RowCache
+    cache.layers = [kind(layer.keys, layer.values, seen=mask, copies=k, room=room) for layer in cache.layers]
     row_mask = None if even else torch.nn.functional.pad(mask, (0, room), value=1).repeat_interleave(k, 0)
     return logits.repeat_interleave(k, 0), cache, row_mask, lengths.repeat_interleave(k)
 
@@ -236,11 +207,3 @@ def _uniforms(request: Request) -> Tensor:
             stream = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
             rows.append(stream.random(request.sampling.max_new_tokens))
     return torch.from_numpy(np.stack(rows))
-
-
-def _widened(states: Tensor, *, copies: int, room: int) -> Tensor:
-    """[P, heads, length, width] -> [P * copies, heads, length + room, width], the new slots empty."""
-    rows, heads, length, width = states.shape
-    out = states.new_empty(rows, copies, heads, length + room, width)
-    out[:, :, :, :length] = states[:, None]
-    return out.flatten(0, 1)

@@ -1,9 +1,13 @@
 """A step of decoding with joined weights against the model's own forward, and where it is not used."""
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
+from rlhf.generation.caches import RowCache
 from rlhf.generation.fused import Fused, applies
 from rlhf.generation.protocol import Request, Sampling
 from rlhf.generation.transformers import generate
@@ -51,6 +55,7 @@ def test_a_step_is_the_models_forward(name, masked):
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     for cache in (own, theirs):
         model(input_ids=ids[:, :5], attention_mask=mask[:, :5], position_ids=positions[:, :5], past_key_values=cache)
+    own.layers = [RowCache(x.keys, x.values, seen=mask, copies=1, room=4) for x in own.layers]
     for t in range(5, 9):
         at, seen = positions[:, t], mask[:, : t + 1] if masked else None
         wanted = model(
@@ -58,6 +63,27 @@ def test_a_step_is_the_models_forward(name, masked):
         ).logits[:, -1]
         assert wanted.std() > 0.1
         torch.testing.assert_close(step(ids[:, t], at, seen, own), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_k_rows_that_share_a_prompt_are_k_rows(name):
+    """Rows leave at many steps, and prompts with their last row."""
+    model = model_of(name)
+    prompts = [torch.arange(3 + i, 3 + i + n).tolist() for i, n in enumerate((3, 11, 1, 6, 6))]
+    request = Request(prompts, list("abcde"), Sampling(4, 4.0, 24), 0, -1)
+    said = Counter(
+        token for group in generate(model, request) for completion in group for token in completion.token_ids
+    )
+    request = replace(request, eos_token_id=said.most_common(1)[0][0])
+    shared = generate(model, request)
+    model.lm_head.register_forward_hook(lambda *_: None)
+    whole = generate(model, request)
+    ends = {len(completion.token_ids) for group in whole for completion in group}
+    assert len(ends) > 2
+    for group, other in zip(shared, whole, strict=True):
+        assert [c.token_ids for c in group] == [c.token_ids for c in other]
+        for a, b in zip(group, other, strict=True):
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
 
 
 def test_it_reads_the_weights_as_they_are():

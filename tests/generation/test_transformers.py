@@ -81,7 +81,7 @@ def test_logprobs_are_those_of_a_plain_forward(policy, temperature):
     for prompt, group in zip(PROMPTS, run(policy, Sampling(4, temperature, 12)), strict=True):
         for completion in group:
             wanted = plain_logprobs(policy, prompt, completion, temperature)
-            assert completion.logprobs == pytest.approx(wanted, abs=1e-5)
+            assert completion.logprobs == pytest.approx(wanted, rel=1e-5, abs=1e-5)
 
 
 def test_greedy_logprobs_are_those_of_temperature_one(policy):
