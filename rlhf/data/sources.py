@@ -30,6 +30,7 @@ T = TypeVar("T")
 Parse = Callable[[Mapping[str, Any], Origin], T]
 SHAPES = "shapes: data/README.md"
 DROP = "on_bad_row: drop leaves such rows out and counts them"
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
 
 
@@ -127,18 +128,24 @@ def known_sources() -> dict[str, dict[str, Any]]:
     return _known_sources()
 
 
-def entry_of(name: str, *, where: str | None = None) -> dict[str, Any]:
-    """What data/sources.yaml says of a set; ConfigError if it is not listed."""
-    known = known_sources()
-    if name not in known:
-        hints = [did_you_mean(name, known), "sets known by name: " + ", ".join(known), "or give `path`"]
-        raise ConfigError(f"there is no data set {name!r}", where=where, hints=[hint for hint in hints if hint])
-    return known[name]
+def entry_of(source: Source, *, where: str | None = None) -> dict[str, Any]:
+    """What data/sources.yaml says of a set; nothing of one that is not listed, which a commit on the hub must name."""
+    known, name = known_sources(), source.name
+    if name in known:
+        return known[name]
+    if source.revision and HUB_NAME.fullmatch(name):
+        return {"columns": []}
+    hints = [
+        did_you_mean(name, known),
+        "sets known by name: " + ", ".join(known),
+        "or give `path`, or of a set of a plain shape on the hub its `revision`",
+    ]
+    raise ConfigError(f"there is no data set {name!r}", where=where, hints=[hint for hint in hints if hint])
 
 
 def commit_of(source: Source) -> str:
     """The commit of the hub that a set is read at: the recipe's, or that of data/sources.yaml; ConfigError if none."""
-    revision: str | None = source.revision or entry_of(source.name).get("revision")
+    revision: str | None = source.revision or entry_of(source).get("revision")
     if revision is None:
         raise ConfigError(
             f"{source.name} is read at a pinned revision only, and none is known",
@@ -193,7 +200,7 @@ def _rows(source: Source) -> Iterator[Found]:
     """Rows of the shapes that `formats` reads; a set published in a shape of its own is brought into one of them."""
     files = files_of(source) if source.path else ()
     found = (row for file in files for row in _file_rows(file)) if source.path else _hub_rows(source)
-    entry = known_sources().get(source.name, {})
+    entry = known_sources().get(source.name, {"columns": []})
     if "shape" in entry:
         yield from _shaped(_with_columns(found, entry, source), entry["shape"], source)
     else:
@@ -280,7 +287,7 @@ def _parquet_rows(path: Path) -> Iterator[Found]:
 
 def _hub_rows(source: Source) -> Iterator[Found]:
     """Rows of a set on the hub as they stream in, at the pinned revision and from the folder of the domain."""
-    entry, revision = entry_of(source.name), commit_of(source)
+    entry, revision = entry_of(source), commit_of(source)
     folder = entry.get("folders", {}).get(source.kind)
     require_inside([folder] if folder else [], f"folders of {source.name} in data/sources.yaml")
     import datasets

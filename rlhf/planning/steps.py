@@ -134,7 +134,7 @@ def _check_data(recipe: Recipe, stage: Stage) -> None:
         if source.name != MICROWORLD and source.path is None:
             from rlhf.data.sources import entry_of
 
-            entry_of(source.name, where=f"in {setting}")
+            entry_of(source, where=f"in {setting}")
 
 
 def _needs_data(recipe: Recipe, stage: str) -> bool:

@@ -95,7 +95,7 @@ def _notice(name: str) -> str:
     if name == MICROWORLD:
         return "The micro-world's data are generated, and bound by no licence of others."
     entry = known_sources().get(name)
-    licence = entry["licence"] if entry else "not recorded: it was a file of the maker's own"
+    licence = entry["licence"] if entry else "not recorded: it is no set known by name"
     return f"Data `{name}`: {licence}."
 
 

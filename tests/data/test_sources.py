@@ -253,6 +253,26 @@ def test_the_hub_is_read_at_the_pinned_revision(monkeypatch):
     assert asked[1][1]["revision"] == "0" * 40
 
 
+def test_a_set_that_nobody_listed_is_read_in_a_plain_shape_at_a_commit(monkeypatch):
+    import datasets
+
+    message = [{"role": "user", "content": "how ?"}, {"role": "assistant", "content": "so"}]
+    row = {"chosen": message, "rejected": [message[0], {**message[1], "content": "not so"}], "score": 3}
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, **more: asked.append((name, more)) or [row])
+    given = Source(name="trl-lib/some-pairs", revision="a" * 40)
+    (found,) = load_preferences(given, say=no_word)
+    assert (found.chosen, found.rejected, found.source) == ("so", "not so", "trl-lib/some-pairs")
+    assert asked == [
+        ("trl-lib/some-pairs", {"data_dir": None, "split": "train", "revision": "a" * 40, "streaming": True})
+    ]
+    for name in ("../here", "here", "a/b/c", "./pairs"):  # folders beside the run are `path`s
+        with pytest.raises(ConfigError, match="no data set"):
+            load_preferences(Source(name=name, revision="a" * 40), say=no_word)
+    with pytest.raises(ConfigError, match="no data set"):
+        load_preferences(Source(name="trl-lib/some-pairs"), say=no_word)
+
+
 @pytest.mark.parametrize(
     "error",
     [

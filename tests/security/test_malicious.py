@@ -350,8 +350,8 @@ def test_a_small_archive_that_unfolds_into_one_long_line(canary, tmp_path):
 
 
 def test_a_known_set_whose_folder_leads_elsewhere(canary, monkeypatch):
-    entry = {"revision": "main", "folders": {"helpfulness": "../../private"}}
-    monkeypatch.setattr("rlhf.data.sources.entry_of", lambda name, **_: entry)
+    entry = {"revision": "0" * 40, "folders": {"helpfulness": "../../private"}}
+    monkeypatch.setattr("rlhf.data.sources.entry_of", lambda source, **_: entry)
     with pytest.raises(UnsafeError, match="leads out of its folder"):
         load_dialogues(Source(name="org/set"), say=lambda line: None)
 
