@@ -19,7 +19,9 @@ import pytest
 from rlhf.cli import main, parse
 from rlhf.commands import COMMANDS
 from rlhf.errors import RlhfError
+from rlhf.provenance.origins import known_settings
 from rlhf.tracking.health import RULES
+from rlhf.tracking.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -182,6 +184,21 @@ def test_what_needs_a_run_does_what_it_says(pages, folder, monkeypatch, capsys):
         found = words[0] == "doctor" and code == 1  # so short a training is not healthy
         wrong += [(entry.page, entry.line, code, capsys.readouterr().err)] if code and not found else []
     assert not wrong
+
+
+def test_every_setting_metric_recipe_and_kind_of_error_stands_on_a_page(pages):
+    text = "\n".join(pages.values())
+    wanted = {*known_settings(), *(metric.name for metric in METRICS)}
+    assert not [name for name in wanted if f"`{name}`" not in text]
+    assert {f"## {path.stem}" for path in (ROOT / "configs").glob("*.yaml")} <= set(pages["recipes.md"].splitlines())
+    # tests/test_errors.py counts what is printed; here every module that may end a run with an error of ours.
+    modules = [*(ROOT / "rlhf").rglob("*.py"), *(ROOT / "stages").glob("*.py")]
+    raising = {path for path in modules if re.search(r"raise \w+Error\(", path.read_text("utf-8"))}
+    silent = {path.relative_to(ROOT).as_posix() for path in raising} - set(
+        re.findall(r"^## `(.+)`$", text, re.MULTILINE)
+    )
+    ours = "|".join(kind.__name__ for kind in (RlhfError, *RlhfError.__subclasses__()))
+    assert not [path for path in silent if re.search(rf"raise ({ours})\(", (ROOT / path).read_text("utf-8"))]
 
 
 def test_every_rule_of_health_stands_on_the_page_of_a_stage(pages):

@@ -149,7 +149,7 @@ def worst_pair(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def claims(found: Mapping[str, Any]) -> list[dict[str, str]]:
     """The claims in their order, each with its verdict in words."""
-    words = {True: "holds", False: "does not hold", "untestable": "not by this run alone"}
+    words = {True: "holds", False: "does not hold", "untestable": "not tested"}
     return [
         {
             "id": name,

@@ -20,6 +20,15 @@ from rlhf.talk.conversation import Conversation, Reply, keep
 
 LOOPBACK = "127.0.0.1"
 
+# The toolkit sets a blue on the body itself that is too pale to read on white, and names no language.
+STYLE = """
+body { --q-primary: #00695c !important; max-width: 76rem; margin: auto }
+body.body--dark { --q-primary: #6fd0c4 !important }
+body.body--dark .bg-primary, body.body--dark .bg-primary * { color: #111 !important }
+body .q-field__label { color: inherit }
+"""
+LANGUAGE = "<script>document.documentElement.lang = 'en'</script>"
+
 
 def serve(conversation: Conversation, *, save_to: Path, port: int, title: str) -> None:
     """Serve the page until interrupted.
@@ -56,8 +65,10 @@ class Page:
     def build(self) -> None:
         """Lay the page out."""
         ui, conversation = self.ui, self.conversation
-        ui.query("body").style("max-width: 76rem; margin: auto")
-        ui.label(f"{self.title}: {', '.join(voice.name for voice in conversation.voices)}").classes("text-lg")
+        ui.add_css(STYLE)
+        ui.add_head_html(LANGUAGE)
+        with ui.element("h1").classes("text-lg"):
+            ui.label(f"{self.title}: {', '.join(voice.name for voice in conversation.voices)}")
         with ui.row().classes("w-full items-center"):
             ui.input("system prompt", value=conversation.system).bind_value(conversation, "system").classes("grow")
             ui.number("temperature", value=conversation.sampling.temperature, min=0, step=0.1).on_value_change(
@@ -66,7 +77,7 @@ class Page:
             ui.number("seed", value=conversation.seed, min=0, precision=0).bind_value(
                 conversation, "seed", forward=lambda value: int(value or 0)
             )
-            self.rating = ui.select(list(RATINGS), value="better", label="how much better")
+            self.rating = ui.select(list(RATINGS), value="better", label="how much better").classes("w-40")
         self.said = ui.column().classes("w-full")
         self.answers = ui.row().classes("w-full items-stretch")
         self.question = ui.input("your message").classes("w-full").on("keydown.enter", self.ask)

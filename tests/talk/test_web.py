@@ -75,6 +75,20 @@ def test_the_page_answers_keeps_a_pair_and_asks_nobody_else(browser, served):
     page.close()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser, served, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+    page = browser.new_context(color_scheme=scheme).new_page()
+    page.goto(f"http://127.0.0.1:{served[0]}")
+    page.get_by_label("your message").fill("how do i open the door ?")
+    page.get_by_role("button", name="send").click()
+    page.get_by_role("button", name="prefer this").nth(1).wait_for()
+    page.get_by_label("system prompt").focus()  # the button's ripple has gone by then
+    page.wait_for_timeout(600)
+    found = [v for v in axe.run(page).response["violations"] if v["impact"] in ("serious", "critical")]
+    assert not [(v["id"], node["html"]) for v in found for node in v["nodes"]]
+
+
 def test_other_machines_cannot_reach_it(served):
     port, _ = served
     outward = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
