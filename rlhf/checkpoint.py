@@ -157,6 +157,8 @@ def recover(run_dir: Path) -> None:
             sync(run_dir)
         elif not resumable(left):
             shutil.rmtree(left, ignore_errors=True)
+    for left in run_dir.glob(".*.rank-*"):  # what another process worked in, beside the one whose folder is kept
+        shutil.rmtree(left, ignore_errors=True)
     for left in sorted(run_dir.glob(".*.old-*")):
         final = run_dir / left.name[1:].rpartition(".old-")[0]
         if final.exists():

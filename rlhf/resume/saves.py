@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf.checkpoint import read_manifest, seal, shown, sync, unsound
 from rlhf.disk import written
 from rlhf.errors import MissingError
-from rlhf.processes import team
+from rlhf.processes import engine, team
 from rlhf.provenance.fingerprint import file_digest
 from rlhf.resume.preemption import Stop
 from rlhf.resume.shards import afresh, keeping
@@ -41,7 +41,7 @@ Note = Callable[..., None]
 
 @dataclass(frozen=True)
 class Save:
-    """One save: its place, what part of the stage it was made in, which parts were finished, and by how many."""
+    """One save: its place, what part of the stage it was made in, which parts were finished, by how many, and how."""
 
     folder: Path
     number: int
@@ -50,24 +50,27 @@ class Save:
     tokens: tuple[int, ...]
     """What each process had counted."""
     seconds: float
+    engine: str
+    """What spread the model over them."""
 
     @classmethod
     def read(cls, folder: Path, number: int) -> Save:
         """A save that was verified."""
         place = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return cls(folder, number, place["part"], tuple(place["finished"]), tuple(place["tokens"]), place["seconds"])
+        finished, tokens = tuple(place["finished"]), tuple(place["tokens"])
+        return cls(folder, number, place["part"], finished, tokens, place["seconds"], place["engine"])
 
     @property
     def alike(self) -> bool:
-        """Whether as many processes go on as made it."""
-        return len(self.tokens) == team.size()
+        """Whether as many processes go on as made it, and their engine cuts a model as theirs did."""
+        return (len(self.tokens), self.engine) == (team.size(), engine.named())
 
     def state(self) -> Any:
         """What was alike on all processes."""
         return self._held("state")
 
     def own(self) -> Any:
-        """What this process held alone; None where other numbers of processes made the save and go on from it."""
+        """What this process held alone; None where others made the save than go on from it."""
         return self._held(f"own-{team.rank()}") if self.alike else None
 
     def _held(self, name: str) -> Any:
@@ -135,6 +138,7 @@ class Saves:
         number = int(team.call(str(self._next())) or 0)
         final, draft = self.folder / f"save-{number:06d}", self.folder / f".save-{number:06d}.partial"
         place = {"part": part, "finished": self._finished, "tokens": team.gathered([self.track.tokens])}
+        place["engine"] = engine.named()
         leads = team.rank() == 0
 
         def begin() -> None:
@@ -156,6 +160,7 @@ class Saves:
             draft.rename(final)
             sync(self.folder)
             self._prune(final, number)
+        team.meet()  # nobody leaves before the save is whole: a launcher that sees one leave ends the others
         self._since, self._cost = monotonic(), monotonic() - began
         self.note("save", number=number, part=part, seconds=round(self._cost, 3))
         self.stop.leave(self.track.step)

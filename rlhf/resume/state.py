@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class Stateful(Protocol):
@@ -68,10 +68,12 @@ def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def cut_like(part: Any, whole: Any) -> Any:
-    """This process's part of a tensor, as the tensor that it is a part of; anything else as it is."""
+    """A tensor, or this process's part of it, as one that is cut like `whole`; anything else as it is."""
     if not isinstance(whole, DTensor) or not isinstance(part, Tensor) or part.dim() != whole.dim():
         return part
     mesh, placements = whole.device_mesh, whole.placements
+    if part.shape == whole.shape:  # saved by processes that each held all of it
+        return distribute_tensor(part, mesh, placements, src_data_rank=None)
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
 
 

@@ -57,7 +57,10 @@ class ResumableTrainer(Trainer):
                 self.held = save.state() | self.own
                 if "model" not in self.held:
                     made = f"save {save.number} was made by {len(save.tokens)} processes that each held a part"
-                    hints = ["go on with as many", f"or begin the step anew: delete {shown(saves.folder)}"]
+                    hints = [
+                        f"go on with as many, under {save.engine}",
+                        f"or begin the step anew: delete {shown(saves.folder)}",
+                    ]
                     raise MissingError(made, where=track.step, hints=hints)
                 place = Path(self.args.output_dir) / TRAINER_STATE_NAME  # the one file it insists on reading itself
                 place.write_text(json.dumps(self.held["trainer"]), encoding="utf-8")

@@ -81,3 +81,55 @@ def test_one_process_goes_on_from_a_save_of_two(zygote, finished, tmp_path):
     assert zygote.run(command, folder) == 0
     assert "made by 2 processes: its last bits may differ" in (folder / "log").read_text()
     assert (run_dir / "ppo" / "ledger.jsonl").read_text() == (finished / "ppo" / "ledger.jsonl").read_text()
+
+
+SLOW = """
+import os, time
+from rlhf.resume import saves
+real = saves.seal
+def slow(*arguments):
+    time.sleep(2)
+    real(*arguments)
+if os.environ["RANK"] == "0":
+    saves.seal = slow
+"""
+
+
+def test_nobody_leaves_before_the_save_is_whole(zygote, finished, tmp_path):
+    """A launcher that sees a process leave ends the others, in the middle of the save if it is theirs to finish."""
+    folder, hook = lives.without(finished, "sft", tmp_path), tmp_path / "hook.py"
+    hook.write_text(SLOW)
+    command, working = ["run", "stage=sft", *lives.SMALL], folder / "runs" / "tiny" / ".sft.partial"
+    pids = zygote.start_together(command, folder, {"RLHF_TEST_HOOK": str(hook)}, processes=2)
+    while not (working / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    while lives.computed(pids[1]) is not None:
+        time.sleep(0.01)
+    assert [path.name for path in working.glob("resume/save-*")] == ["save-000001"]
+    assert [zygote.wait() for _ in pids] == [75, 75]
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, CUT), (CUT, {})], ids=["cut-now", "whole-now"])
+def test_another_engine_goes_on_from_a_whole_save_and_is_refused_a_cut_one(zygote, finished, tmp_path, before, after):
+    folder = lives.without(finished, "sft", tmp_path)
+    command, run_dir = ["run", "stage=sft", *lives.SMALL, "save_every=0s"], folder / "runs" / "tiny"
+    pids = zygote.start_together(command, folder, before, processes=2)
+    while not list(run_dir.glob(".sft.partial/resume/save-*")):
+        time.sleep(0.01)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert [zygote.wait() for _ in pids] == [-9, -9]
+    assert list(run_dir.glob(".sft.rank-*"))  # the second's folder
+    pids = zygote.start_together(command, folder, after, processes=2)
+    codes, said = [zygote.wait() for _ in pids], (folder / "log").read_text()
+    assert not list(run_dir.glob(".sft.rank-*"))
+    if before:
+        assert codes == [69, 69]
+        assert "made by 2 processes that each held a part" in said
+        assert "go on with as many, under fsdp" in said
+    else:
+        assert codes == [0, 0], said[-3000:]
+        assert "made by 2 processes: its last bits may differ" in said
+        assert (run_dir / "sft" / "ledger.jsonl").read_text() == (finished / "sft" / "ledger.jsonl").read_text()
