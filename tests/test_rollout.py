@@ -5,10 +5,12 @@ import copy
 import pytest
 import torch
 
+from rlhf import rollout as rollouts
 from rlhf.config import load
 from rlhf.data.chat import encode_prompt
 from rlhf.data.types import Prompt, Turn
 from rlhf.errors import DataError, NonFiniteError
+from rlhf.functional.logprobs import entropy
 from rlhf.generation.protocol import Completion, Sampling
 from rlhf.generation.transformers import InProcess
 from rlhf.models import packing
@@ -17,6 +19,7 @@ from rlhf.models.score import token_values
 from rlhf.rollout import (
     Rollout,
     Sample,
+    completion_choices,
     completion_logits,
     completion_logprobs,
     completion_values,
@@ -237,6 +240,27 @@ def test_the_share_of_padding_by_hand(policy, rollout, monkeypatch):
     assert padding_share(policy, rollout, [torch.tensor([i]) for i in range(len(rollout))]) == 0.0
     monkeypatch.setattr(packing, "MOST_PADDING", 0.0)
     assert padding_share(policy, rollout, parts) == 0.0
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_logits_of_a_few_tokens_at_a_time_are_the_logits_of_all(policy, rollout, tokens, monkeypatch):
+    """The same log-probabilities, entropies and gradient, and no more logits at once than were asked for."""
+    made, widths = [], []
+    hook = policy.lm_head.register_forward_hook(lambda _, args, logits: widths.append(len(logits)))
+    for limit in (2**22, tokens * 300):
+        monkeypatch.setattr(rollouts, "LOGITS", limit)
+        logprobs, undecided = completion_choices(policy, rollout, temperature=TEMPERATURE, undecided=entropy)
+        policy.zero_grad()
+        logprobs.square().sum().backward()
+        made.append((logprobs.detach(), undecided, torch.cat([p.grad.flatten() for p in policy.parameters()])))
+    hook.remove()
+    count = int(rollout.completion_mask.sum())
+    assert widths[0] == count
+    assert max(widths[1:]) == tokens
+    assert sum(widths[1:]) == 2 * count  # once, and again for the gradient
+    for found, wanted in zip(made[1], made[0], strict=True):
+        assert wanted.abs().max() > 0.1
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_a_gradient_reaches_policy_and_critic(policy, reward_model, rollout):

@@ -38,7 +38,7 @@ class PPOConfig(AdamW, Combine, Gate):
     max_new_tokens: Positive = ours(512, "longest answer in tokens")
     max_logprob_drift: Rate = ours(
         1e-4,
-        "nats: where one recomputed micro-batch agrees this well with sampling, sampling's log-probabilities are used",
+        "nats: where the longest answer, recomputed, agrees this well, sampling's log-probabilities are used",
         "one forward of the policy in two is saved, and rounding is all that differs",
     )
     missing_eos_score: float | None = ours(None, "score of an answer that never ended", "none: what the models say")
