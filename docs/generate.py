@@ -9,9 +9,10 @@ import ast
 import io
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 from rlhf.cli import main
@@ -111,37 +112,45 @@ def catalogue() -> str:
 
 
 def raised(path: Path) -> Iterator[tuple[str, list[str], type[RlhfError]]]:
-    """Message, ways out and kind of every error that a file raises, in its order."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = {
-        node.targets[0].id: node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    for call in sorted(calls, key=lambda call: call.lineno):
-        kind = KINDS.get(call.func.id)  # type: ignore[attr-defined]
-        if kind is not None and call.args:
-            hints = next((word.value for word in call.keywords if word.arg == "hints"), None)
+    """Message, ways out and kind of every error that a file raises, in its order; not those that pass on another's."""
+    nodes = sorted(
+        (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if hasattr(node, "lineno")),
+        key=lambda node: node.lineno,
+    )
+    known: dict[str, ast.expr] = {}
+    for node in nodes:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            known[node.targets[0].id] = node.value
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KINDS and node.args:
+            hints = next((word.value for word in node.keywords if word.arg == "hints"), None)
             if isinstance(hints, ast.Name):
-                hints = names.get(hints.id)
+                hints = known.get(hints.id)
             entries = hints.elts if isinstance(hints, ast.List | ast.Tuple) else []
-            said = [said_by(entry) for entry in entries]
-            yield said_by(call.args[0]), [line for line in said if line != "…"], kind
+            what, ways = said_by(node.args[0], known), [said_by(entry, known) for entry in entries]
+            if what != "…":
+                yield what.replace("……", "…"), [way for way in ways if way != "…"], KINDS[node.func.id]
 
 
-def said_by(node: ast.expr) -> str:
-    """The text that an expression makes, as far as it stands in the source."""
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+def said_by(node: ast.expr, known: Mapping[str, ast.expr]) -> str:
+    """The text that an expression makes, as far as it stands in the source, with names that have a value by then."""
+    match node:
+        case ast.Constant():
+            return str(node.value)
+        case ast.JoinedStr():
+            return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+        case ast.BinOp(op=ast.Add()):
+            return said_by(node.left, known) + said_by(node.right, known)
+        case ast.IfExp():
+            return said_by(node.body, known)
+        case ast.Name() if node.id in known:
+            return said_by(known[node.id], {})
     return "…"
 
 
 def commands() -> str:
     """Every command: what it is for, what it takes, how it is typed."""
-    parts = [f"```text\n{KEYS}```"]
+    keys = re.sub(r" {3,}\[", "  [", dedent(KEYS.partition("\n")[2]))
+    parts = [f"```text\n{keys}```"]
     for command in COMMANDS:
         given = {**command.words, **command.flags, **{f"{name}=": text for name, text in command.options.items()}}
         lines = [[code(name), re.sub(r"\s{2,}", " ", text)] for name, text in given.items() if name not in ("", "*")]

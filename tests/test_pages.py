@@ -212,11 +212,20 @@ def test_a_failure_stands_with_its_ways_out_and_code(generate, tmp_path):
         "def run(job):\n"
         "    hints = ['first', f'then {job.name}']\n"
         "    if job:\n"
-        "        raise DataError(f'{job.rows:,} rows are | too many', where='here', hints=hints)\n"
+        "        raise DataError(f'{job.rows:,} rows' + (f' of {job.all}' if job else ''), where='here', hints=hints)\n"
+        "    what = 'a | b'\n"
+        "    raise ConfigError(what)\n"
+        "    raise ConfigError(str(error))\n"
         "    raise ValueError('ours')\n"
     )
-    (found,) = generate.failures(str(tmp_path / "stage.py")).splitlines()[2:]
-    assert found == r"| … rows are \| too many | first<br>then … | 65 |"
+    _, _, *found = generate.failures(str(tmp_path / "stage.py")).splitlines()
+    assert found == ["| … rows of … | first<br>then … | 65 |", r"| a \| b |  | 2 |"]
+
+
+def test_a_page_of_a_stage_names_modules_that_end_it(generate):
+    for page in (DOCS / "stages").glob("*.md"):
+        for modules in re.findall(r"<!-- failures (.*) -->", page.read_text("utf-8")):
+            assert not [name for name in modules.split() if not any(generate.raised(ROOT / name))], page.name
 
 
 @pytest.fixture(scope="module")
