@@ -123,7 +123,8 @@ class ResumableTrainer(Trainer):
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
-        if not bool(torch.isfinite(torch.stack([torch.as_tensor(norm).to(self.losses[0]), *self.losses])).all()):
+        finite = torch.isfinite(torch.stack([torch.as_tensor(norm).to(self.losses[0]), *self.losses])).all()
+        if any(team.any_of(not finite)):  # of several processes all stop, and the first leaves the bundle
             raise self._garbage()
         return norm
 
@@ -149,10 +150,11 @@ class ResumableTrainer(Trainer):
             if found:
                 bad.append(place)
                 tensor = tensor or found
-        if not bad:  # finite row by row: it is the sum that overflows
-            bad = [row for row in self.rows if row < len(self.ids)]
+        if not bad:  # finite row by row, so that it is the sum that overflows; or rows of some process
+            rows = [row for row in self.rows if row < len(self.ids)]
             finite = bool(torch.isfinite(torch.stack(self.losses)).all())
-            tensor = "the gradient" if finite else "the loss"
+            bad = team.gathered([] if finite else rows) or team.gathered(rows)
+            tensor = "the loss" if any(team.any_of(not finite)) else "the gradient"
         batch = {f"{i}.{name}": value for i, inputs in enumerate(self.micro_batches) for name, value in inputs.items()}
         return NonFiniteError(
             f"{tensor} is not finite at step {self.state.global_step + 1} of {self.part}",

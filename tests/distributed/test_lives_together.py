@@ -3,6 +3,7 @@
 The oracle is the first life, which is let be: SHA-256 of weights, metrics (without the seconds), samples, ledger.
 """
 
+import json
 import os
 import random
 import shutil
@@ -133,3 +134,32 @@ def test_another_engine_goes_on_from_a_whole_save_and_is_refused_a_cut_one(zygot
         assert codes == [0, 0], said[-3000:]
         assert "made by 2 processes: its last bits may differ" in said
         assert (run_dir / "sft" / "ledger.jsonl").read_text() == (finished / "sft" / "ledger.jsonl").read_text()
+
+
+POISON = """
+import os
+from trl import SFTTrainer
+real, calls = SFTTrainer.compute_loss, []
+def poisoned(*arguments, **named):
+    calls.append(1)
+    loss = real(*arguments, **named)
+    return loss * float("nan") if len(calls) == 5 and not isinstance(loss, tuple) else loss
+if os.environ["RANK"] == "1":
+    SFTTrainer.compute_loss = poisoned
+"""
+
+
+def test_garbage_of_one_process_stops_both_and_the_bundle_names_its_rows(zygote, finished, tmp_path):
+    folder, hook = lives.without(finished, "sft", tmp_path), tmp_path / "hook.py"
+    hook.write_text(POISON)
+    command = ["run", "stage=sft", *lives.SMALL, "save_every=0s"]
+    pids = zygote.start_together(command, folder, {"RLHF_TEST_HOOK": str(hook)}, processes=2)
+    codes, said = [zygote.wait() for _ in pids], (folder / "log").read_text()
+    assert codes == [76, 76], said[-3000:]
+    bundle = folder / "runs" / "tiny" / "bundles" / "sft" / "bundle.json"
+    place = json.loads(bundle.read_text())["place"]
+    assert place["tensor"] == "the loss"
+    step = [json.loads(line) for line in (finished / "sft" / "ledger.jsonl").read_text().splitlines()][place["step"]]
+    assert step["step"] == place["step"]
+    assert 0 < len(place["rows"]) < len(step["rows"])  # those of the one that met it
+    assert set(place["rows"]) < set(step["rows"])
