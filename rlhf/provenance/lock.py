@@ -21,6 +21,7 @@ from rlhf.checkpoint import shown
 from rlhf.data.sources import commit_of
 from rlhf.disk import write_text
 from rlhf.errors import ConfigError
+from rlhf.processes import engine, team
 from rlhf.provenance.meter import versions
 from rlhf.schema import MICROWORLD, Source
 from rlhf.security.vetting import vet_yaml
@@ -30,7 +31,7 @@ ABOUT = """\
 # What the numbers of this run depend on beside its settings and code, which are in the manifests.
 # `rlhf run --locked` refuses to go on where a line differs; `rlhf reproduce` makes the run again and compares.
 """
-MACHINE = ("python", "platform", "cpu", "package", "environment")
+MACHINE = ("python", "platform", "cpu", "package", "environment", "processes")
 """Groups of lines that are known without torch; a line that only one side has is a difference."""
 KERNELS = ("threads", "torch", "gpu")
 """Groups that only torch can tell."""
@@ -48,12 +49,14 @@ Lines = dict[str, str]
 
 
 def machine() -> Lines:
-    """Python, packages, processor and the variables that choose its kernels; asks no library."""
+    """Python, packages, processor, the variables that choose its kernels, and processes if several; asks no library."""
     found = dict(versions())
     lines = {"python": found.pop("python"), "platform": f"{platform.system()} {platform.machine()}"}
     found.pop("platform")
     lines |= _processor()
     lines |= {f"environment.{name}": os.environ[name] for name in STEERING if name in os.environ}
+    if team.size() > 1:  # sums are then made in another order
+        lines["processes"] = f"{team.size()} by {engine.named()}"
     return lines | {f"package.{name}": version for name, version in found.items()}
 
 

@@ -30,6 +30,13 @@ def test_the_lock_is_yaml_of_one_line_each_without_addresses(tmp_path):
     assert "://" not in text
 
 
+def test_several_processes_are_a_line(monkeypatch):
+    alone = lock.machine()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = ["processes is 2 by ddp in the lock, absent here"]
+    assert list(lock.differences(lock.machine(), alone)) == said
+
+
 def test_torch_tells_its_threads_and_capability():
     import torch
 
