@@ -26,6 +26,7 @@ from rlhf.models.combiner import Combiner
 from rlhf.models.gate import check_gate
 from rlhf.models.load import freeze, load_policy, load_reward_model, load_tokenizer, save, without_dropout
 from rlhf.models.reward_models import RewardModels
+from rlhf.models.shared import shared, whole
 from rlhf.pipeline import Job
 from rlhf.processes import team
 from rlhf.rollout import (
@@ -78,7 +79,8 @@ def run(job: Job) -> None:
             samples = collect(job, models, prompts, iteration)
             score, stats = combined_score(job, models, samples)
             rollout = Rollout.of(samples, pad_token_id=models.tokenizer.pad_token_id, device=models.policy.device)
-            learn = advantages_of(config, models, rollout, score, ids=[s.prompt.id for s in samples])
+            with whole(models.reference):
+                learn = advantages_of(config, models, rollout, score, ids=[s.prompt.id for s in samples])
             order = torch.randperm(
                 len(rollout), generator=torch.Generator().manual_seed(job.seed_of(f"minibatches {iteration}"))
             )
@@ -98,7 +100,7 @@ def load_models(job: Job) -> Models:
     policy = without_dropout(load_policy(start, model))
     critic = without_dropout(load_reward_model(job.one("reward") / "checkpoint" / "helpfulness", model))
     torch.nn.init.zeros_(critic.score.weight)
-    reference = StartOf(policy) if model.lora.rank else freeze(copy.deepcopy(policy))
+    reference = StartOf(policy) if model.lora.rank else shared(freeze(copy.deepcopy(policy)))
     tokenizer = load_tokenizer(start)
     rewards = RewardModels.load(job.one("reward"), model, reads=tokenizer)
     return Models(policy, critic, reference, rewards, tokenizer, Combiner.of(job.config))
@@ -321,7 +323,8 @@ class Keeper(EarlyStopping):
         samples = answered(self.job, models, self.prompts, label="heldout")
         score, _ = combined_score(self.job, models, samples)
         same = {"temperature": config.temperature, "pad_token_id": models.tokenizer.pad_token_id}
-        kl = mean_kl(models.policy, models.reference, samples, **same)
+        with whole(models.reference):
+            kl = mean_kl(models.policy, models.reference, samples, **same)
         gold = {f"heldout/{key}": value for key, value in gold_of(samples).items()}
         values = {"heldout/reward_combined": score.mean().item(), "heldout/kl": kl} | gold
         for s, worth in zip(samples[:8], score.tolist(), strict=False):

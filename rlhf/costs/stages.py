@@ -57,8 +57,14 @@ class _Plan:
     hardware: Hardware
 
     def sharded(self, learns: Bytes) -> Bytes:
-        """The share of one rank of a model in the Trainer's hands; elsewhere every rank holds every model whole."""
+        """The share of one rank of a model in the Trainer's hands; what samples is whole on every rank."""
         return learns.sharded(self.hardware.engine, self.hardware.gpus)
+
+    def shared(self, *frozen: Bytes) -> tuple[Bytes, Bytes]:
+        """One rank's parts of models that answer one after the other, and the largest, which is whole while it does."""
+        ranks = 1 if self.hardware.engine == "ddp" else self.hardware.gpus
+        parts = Bytes(weights=sum(model.weights for model in frozen) / ranks)
+        return parts, fullest(*frozen) if ranks > 1 else Bytes()
 
     def policy(self, *, learns: bool = False) -> Bytes:
         return (trained if learns else frozen)(self.shape, self.recipe.model, scored=False)
@@ -162,9 +168,9 @@ def _sampling(p: _Plan, answers: float, new: int, *, prompts: float, models: flo
 
 def _tuned_on_samples(p: _Plan, stage: str, work: tuple[float, float], decoding: Bytes, rows: float) -> Cost:
     """Answers by the newest policy, then fine-tuning on so many rows; both reward models are there all the time."""
-    rewards = p.scored() + p.scored()
+    rewards, whole = p.shared(p.scored(), p.scored())
     tuned = _fine_tuned(p, stage, rows, beside=rewards)
-    held = fullest(p.policy() + rewards + decoding, tuned.bytes)
+    held = fullest(p.policy() + rewards + fullest(decoding, whole), tuned.bytes)
     return Cost(stage, held, work[0] + tuned.tokens, work[1] + tuned.flops, tuned.disk)
 
 
@@ -222,11 +228,13 @@ def _ppo(p: _Plan) -> Cost:
     """Policy and critic learn; reference, two reward models and the best policy so far stand beside them."""
     config, length = p.recipe.ppo, p.hardware.prompt_tokens + p.recipe.ppo.max_new_tokens
     best = Bytes(weights=p.saved())  # with LoRA, the reference and the best policy are an adapter each
-    beside = (best + best) if p.recipe.model.lora.rank else (p.policy() + best)
-    models = p.policy(learns=True) + p.scored(learns=True) + beside + p.scored() + p.scored()
+    beside = (best + best) if p.recipe.model.lora.rank else best
+    frozen = [p.scored(), p.scored()] if p.recipe.model.lora.rank else [p.policy(), p.scored(), p.scored()]
+    parts, whole = p.shared(*frozen)
+    models = p.policy(learns=True) + p.scored(learns=True) + beside + parts
     rows = p.micro(config, config.minibatch_size)
     learning = p.activations(rows, length, config.max_new_tokens) + p.activations(rows, length, 0)
-    held = models + fullest(learning, p.decoding(config.batch_size, config.max_new_tokens))
+    held = models + fullest(learning, p.decoding(config.batch_size, config.max_new_tokens), whole)
     answers = config.iterations * config.batch_size
     checks = (config.iterations // config.heldout_every + 1) * config.heldout_prompts
     tokens, flops = _sampling(p, answers + checks, config.max_new_tokens, prompts=answers + checks, models=3)

@@ -15,6 +15,7 @@ from rlhf.errors import DataError
 from rlhf.functional.piecewise import piecewise_score
 from rlhf.models.load import freeze, load_reward_model, load_tokenizer
 from rlhf.models.score import score
+from rlhf.models.shared import shared, whole
 from rlhf.schema import ModelConfig
 
 
@@ -29,7 +30,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class RewardModels:
-    """Helpfulness and safety model, frozen."""
+    """Helpfulness and safety model, frozen, and shared by processes where the engine cuts models."""
 
     helpfulness: PreTrainedModel
     safety: PreTrainedModel
@@ -46,8 +47,8 @@ class RewardModels:
         checkpoint = artefact / "checkpoint"
         for domain in ("helpfulness", "safety"):
             check_same_tokens(reads, load_tokenizer(checkpoint / domain), where=checkpoint / domain)
-        helpfulness = freeze(load_reward_model(checkpoint / "helpfulness", config))
-        safety = freeze(load_reward_model(checkpoint / "safety", config))
+        helpfulness = shared(freeze(load_reward_model(checkpoint / "helpfulness", config)))
+        safety = shared(freeze(load_reward_model(checkpoint / "safety", config)))
         tokenizer = load_tokenizer(checkpoint / "helpfulness")
         return cls(helpfulness, safety, tokenizer.pad_token_id, tokenizer.eos_token_id)
 
@@ -57,10 +58,11 @@ class RewardModels:
         Reward models have only ever read a score at the EOS, so an answer that was cut is given one.
         """
         rows = [row if row[-1] == self.eos_token_id else (*row, self.eos_token_id) for row in rows]
-        helpfulness, safety = (
-            score(model, rows, pad_token_id=self.pad_token_id, what=f"a score of the {name} model")
-            for name, model in (("helpfulness", self.helpfulness), ("safety", self.safety))
-        )
+        found = []
+        for name, model in (("helpfulness", self.helpfulness), ("safety", self.safety)):
+            with whole(model):
+                found.append(score(model, rows, pad_token_id=self.pad_token_id, what=f"a score of the {name} model"))
+        helpfulness, safety = found
         tagged = torch.tensor(list(is_safety), dtype=torch.bool)
         combined = piecewise_score(helpfulness, safety, tagged, safety_threshold=safety_threshold)
         return Scores(helpfulness, safety, combined)

@@ -51,6 +51,18 @@ def test_ppo_holds_five_models_and_the_best_so_far():
     assert found.optimizer == 8 * (N + R)
 
 
+def test_frozen_models_are_shared_where_the_engine_cuts_models():
+    """With little else to hold, the fullest moment is when the largest of them is whole, which is the reference."""
+    few = ("ppo.minibatch_size=8", "ppo.max_new_tokens=8", "generation.rows_per_batch=8")
+    recipe = load("llama2-7b", few).recipe
+    whole, parts = (
+        cost_of("ppo", recipe, shape_of(recipe.model), Hardware(gpus=8, engine=engine)).bytes.weights
+        for engine in ("ddp", "fsdp")
+    )
+    assert whole == 4 * (3 * N + 3 * R)
+    assert parts == 4 * (2 * N + R + (N + 2 * R) / 8 + N)
+
+
 def test_operations_of_sft():
     """30,000 rows of 1,024 tokens, twice; with checkpointing 8 operations a weight and token, and attention."""
     found = cost("sft")

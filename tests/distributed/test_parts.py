@@ -22,7 +22,8 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 from rlhf.data.collate import PackedRow
 from rlhf.data.tokenizer import train_tokenizer
-from rlhf.models.load import from_scratch, policy_to_train, reward_model_from_policy, save
+from rlhf.models.load import freeze, from_scratch, load_reward_model, policy_to_train, reward_model_from_policy, save
+from rlhf.models.shared import shared, whole
 from rlhf.errors import NonFiniteError
 from rlhf.processes import engine, team
 from rlhf.resume.preemption import Stop
@@ -109,6 +110,18 @@ def stop(out):
         except NonFiniteError as error:
             (folder / "why").write_text(str(error))
 
+def share(out):
+    # A frozen model is in parts, but while it works.
+    model, alike = (load_reward_model(Path(out) / "whole-reward" / "checkpoint", WHOLE) for _ in range(2))
+    kept = shared(freeze(model))
+    def size():
+        return sum(parameter.numel() for parameter in kept.parameters()), sum(len(part) for part, _ in kept.parts)
+    sizes = [size()]
+    with whole(kept):
+        sizes += [size(), all(torch.equal(a, b) for a, b in zip(kept.parameters(), alike.parameters(), strict=True))]
+    sizes.append(size())
+    (Path(out) / "shared").write_text(json.dumps(sizes))
+
 def process(out, **place):
     if child := os.fork():
         return child
@@ -119,6 +132,7 @@ def process(out, **place):
             PartialState()
         train(out)
         if place:
+            share(out)
             stop(out)
         code = 0
     finally:
@@ -202,6 +216,15 @@ def test_the_first_process_writes_and_the_others_link_to_it(trained, engine):
     config = json.loads((places[0] / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert "distributed_config" not in config
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_frozen_model_is_whole_while_it_works_and_in_parts_otherwise(trained, engine, rank):
+    count = json.loads((trained / "one" / "whole-reward" / "held").read_text())["weights"]
+    assert count % 2 == 0
+    before, during, same, after = json.loads((trained / f"{engine}-{rank}" / "shared").read_text())
+    assert (before, during, same, after) == ([0, count // 2], [count, count // 2], True, [0, count // 2])
 
 
 @pytest.mark.parametrize("rank", [0, 1])
