@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from torch import distributed
 
-from rlhf.errors import PreemptedError, RlhfError
+from rlhf.errors import NonFiniteError, PreemptedError, RlhfError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,7 +26,7 @@ def dealt(
 
     Raises:
         RlhfError: on the other processes, if `work` failed on one; there the error itself is raised.
-        PreemptedError: on all of them, if one was asked to stop.
+        PreemptedError, NonFiniteError: on all of them, if one was asked to stop, or met such a number.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return list(work(items))
@@ -38,15 +38,15 @@ def dealt(
         own = list(work([items[i] for i in order[rank::world]]))
     except Exception as error:
         failure = error
-    said = None if failure is None else (isinstance(failure, PreemptedError), str(failure))
-    shares: list[tuple[list[Result], tuple[bool, str] | None]] = [([], None)] * world
+    kind = next((kind for kind in (PreemptedError, NonFiniteError) if isinstance(failure, kind)), RlhfError)
+    said = None if failure is None else (kind, str(failure))
+    shares: list[tuple[list[Result], tuple[type[RlhfError], str] | None]] = [([], None)] * world
     distributed.all_gather_object(shares, (own, said))
     if failure is not None:
         raise failure
     for number, (_, told) in enumerate(shares):
         if told is not None:
-            stopped, message = told
-            kind = PreemptedError if stopped else RlhfError
+            kind, message = told
             raise kind(f"process {number} of {world} failed while sampling: {message}")
     results: dict[int, Result] = {}
     for number, (share, _) in enumerate(shares):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributed
 
-from rlhf.errors import RlhfError
+from rlhf.errors import NonFiniteError, RlhfError
 from rlhf.generation.protocol import Request, Sampling
 from rlhf.generation.transformers import generate
 from rlhf.processes.ranks import dealt
@@ -51,7 +51,7 @@ def in_rank(rank, port, case, out):
 
             def work(share):
                 if rank == 1:
-                    raise ValueError("the disk is full")
+                    raise NonFiniteError("a score is nan") if case == "garbage" else ValueError("the disk is full")
                 return sampled(policy, share)
 
             found = dealt(PROMPTS, work, cost=len)
@@ -98,6 +98,12 @@ def test_a_process_that_fails_is_not_waited_for():
     found = both("fails")
     assert found[1] == "ValueError: the disk is full"
     assert found[0] == "RlhfError: process 1 of 2 failed while sampling: the disk is full"
+
+
+def test_what_one_process_met_is_the_same_error_on_all():
+    found = both("garbage")
+    assert found[1].startswith("NonFiniteError: a score is nan")
+    assert found[0].startswith("NonFiniteError: process 1 of 2 failed while sampling: a score is nan")
 
 
 def test_one_process_does_everything_itself():
