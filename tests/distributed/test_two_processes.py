@@ -127,12 +127,12 @@ for stage in sys.argv[1:]:
 """
 PYTHONPATH = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(1800)]
 
 
 def rlhf(folder, *arguments):
     command = [sys.executable, "-m", "rlhf", "run", "config=small.yaml", *arguments]
-    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
 
 
 def again(folder, stages, **variables):
@@ -153,7 +153,7 @@ def again(folder, stages, **variables):
         for rank in "01"
     ]
     try:
-        said = [process.communicate(timeout=280)[0] for process in running]
+        said = [process.communicate(timeout=900)[0] for process in running]
     finally:
         for process in running:
             process.kill()
