@@ -48,10 +48,11 @@ def only_turns(*policies: str, changes: int = 0) -> tuple[str, ...]:
 ROLES = "[" + ", ".join(instruction.text for instruction in ROLE_INSTRUCTIONS) + "]"
 SMALL = ("model.hidden_size=64", "model.intermediate_size=176")
 DISTILLED = (
-    "stages=[base, sft, preferences, reward, rejection, distill, evaluate]",
+    # From SFT: the policy has to heed a preprompt, and rejection sampling starts from a base that has read none.
+    "stages=[base, sft, preferences, reward, distill, evaluate]",
     "rounds=1",
     "microworld.caution_share=0.2",
-    *only("rejection-1", "distill"),
+    *only("sft", "distill"),
 )
 ARMS: Mapping[str, Arm] = {
     "run": Arm(),
@@ -83,7 +84,7 @@ ARMS: Mapping[str, Arm] = {
     "no-roles": Arm(("gatt", "evaluate"), (f"gatt.unseen={ROLES}", f"evaluate.unseen={ROLES}",
                                            *only_turns("rejection-3", "gatt"))),
     "scaling": Arm(("scaling",), ("stages=[base, sft, preferences, reward, rejection, scaling]",)),
-    "cautious": Arm(("sft", "preferences-1", "reward-1", "rejection-1"), DISTILLED),
+    "cautious": Arm(("sft", "preferences-1", "reward-1"), DISTILLED),
     "generic": Arm(("distill", "evaluate"), (*DISTILLED, "distill.preprompt=generic"), like="cautious"),
     "category": Arm(("distill", "evaluate"), DISTILLED, like="cautious"),
     "unselected": Arm(("distill", "evaluate"), (*DISTILLED, "distill.keep=all"), like="cautious"),
