@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rlhf.errors import PreemptedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-HINTS = ("what was done is kept: start it again",)
+HINTS = ("start it again: it goes on from what it kept",)
 
 
 class Terminated(KeyboardInterrupt):
