@@ -149,10 +149,11 @@ def fitting(job: Job, tokenizer: Any, rows: Rows[Preference]) -> Rows[Preference
 def mixtures(job: Job, helpfulness: Sequence[int], safety: Sequence[int]) -> dict[Domain, mixing.Mixed[int]]:
     """What each model is trained on, by the paper's shares: the pairs' numbers."""
     config = job.config
-    return {
+    made: dict[Domain, mixing.Mixed[int]] = {
         "helpfulness": mixing.helpfulness_mix(helpfulness, safety, share=config.helpfulness_share, seed=job.seed),
         "safety": mixing.safety_mix(safety, helpfulness, share=config.safety_share, seed=job.seed),
     }
+    return {domain: mixing.Mixed(array("Q", mixed.rows), mixed.counts) for domain, mixed in made.items()}
 
 
 def encode(job: Job, tokenizer: Any, rows: Sequence[Preference]) -> Encoded:

@@ -35,7 +35,7 @@ class Counts:
 class Mixed(Generic[T]):
     """Shuffled rows, and what went into them."""
 
-    rows: list[T]
+    rows: Sequence[T]
     counts: Counts
 
 

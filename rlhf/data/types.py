@@ -12,15 +12,18 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeVar, cast, get_args
 
 from rlhf.data.lines import json_lines
-from rlhf.disk import written
+from rlhf.disk import append_line, written
 from rlhf.errors import DataError
 
 Role = Literal["system", "user", "assistant"]
 Rating = Literal["significantly", "better", "slightly", "negligibly"]
+
+LINES = 1000  # written at a time
 
 ROLES: tuple[Role, ...] = get_args(Role)
 RATINGS: tuple[Rating, ...] = get_args(Rating)
@@ -222,11 +225,15 @@ def each_jsonl(path: Path, cls: type[RecordT]) -> Iterator[RecordT]:
 
 def write_jsonl(path: Path, rows: Iterable[Record]) -> None:
     """One JSON object a line, UTF-8; gzipped (with no time stamp, so equal rows give equal bytes) if it ends in .gz."""
-    data = bytearray()
-    for row in rows:  # half a surrogate pair becomes its own JSON escape
-        data += f"{json.dumps(row.to_json(), ensure_ascii=False)}\n".encode(errors="backslashreplace")
-    packed = gzip.compress(data, mtime=0) if path.suffix == ".gz" else data
-    written(lambda: path.write_bytes(packed), path, needs=len(packed))
+    # Half of a surrogate pair becomes its own JSON escape.
+    lines = (f"{json.dumps(row.to_json(), ensure_ascii=False)}\n".encode(errors="backslashreplace") for row in rows)
+    if path.suffix == ".gz":
+        packed = gzip.compress(b"".join(lines), mtime=0)
+        written(lambda: path.write_bytes(packed), path, needs=len(packed))
+        return
+    with written(lambda: path.open("wb", buffering=0), path) as file:
+        while part := b"".join(islice(lines, LINES)):
+            append_line(file, part, path)
 
 
 def located(error: DataError, where: str) -> DataError:

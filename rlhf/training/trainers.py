@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
@@ -181,7 +182,7 @@ def fit_reward(
                 self._metrics["train"][name].append(float(value))
             return (loss, {"scores": torch.stack([chosen, rejected])}) if return_outputs else loss
 
-    places = range(len(pairs) + (team.size() > 1))  # of several processes, one more to fill the last batch with
+    places = np.arange(len(pairs) + (team.size() > 1))  # of several processes, one more to fill the last batch with
     # max_length=None: TRL would drop longer pairs without a word; lengths were checked when the pairs were made.
     arguments = _arguments(TrlRewardConfig, schedule, optimizer, seed=seed, max_length=None)
     with arguments as args, called_as(model, pair_batches.pair_scores):
