@@ -37,6 +37,30 @@ assert all(found.train[i].chosen for i in order)  # read in random order, as tra
 {PEAK}
 """
 
+ENCODE_IMPORTS = "import stages.reward, rlhf.data.tokenizer, rlhf.models.pair_batches, rlhf.data.order"
+ENCODE = f"""
+import sys
+from types import SimpleNamespace
+from rlhf.data import feed, formats, mixing
+from rlhf.data.order import SimilarLengths
+from rlhf.data.spool import Rows
+from rlhf.data.tokenizer import train_tokenizer
+from rlhf.models import pair_batches
+from rlhf.schema import Recipe, Source
+from stages import reward
+tokenizer = train_tokenizer(open(sys.argv[1]).readline().split() * 3, vocab_size=320)
+recipe = Recipe.model_validate(dict(stages=["sft"], reward=dict(batch_size=512)))
+job = SimpleNamespace(config=recipe.reward, recipe=recipe, track=SimpleNamespace(say=print))
+parse, given = formats.preference_read_by(tokenizer), [Source(name="pairs", path=sys.argv[1])]
+rows = feed.preferences(given, test_share=0.1, say=print, parse=parse)["helpfulness"].train
+made = reward.encode(job, tokenizer, rows)
+pairs = Rows(made.pairs, mixing.helpfulness_mix(range(len(made.pairs)), (), share=1.0, seed=0).rows)
+sizes = pair_batches.sizes_of(pairs)["two rows"]
+first = [pairs[i] for i, _ in zip(SimilarLengths(sizes.widths, batch_size=512, seed=0), range(512))]
+print(f"{{sum(sizes.tokens):,}} tokens", max(len(pair.chosen_ids) for pair in first), "at most in the first batch")
+{PEAK}
+"""
+
 
 def write(path: Path, lines: int) -> None:
     """Pairs of one prompt each, with ratings, about 400 bytes a line."""
@@ -76,7 +100,13 @@ def main() -> None:
         print(f"{lines:,} lines, {path.stat().st_size / 1e6:,.0f} MB")
         _, baseline, _ = measured(f"{IMPORTS}\n{PEAK}")
         print(f"imports alone: {baseline} MB")
-        for name, script in (("check data", CHECK), ("prepare, and read a tenth in random order", PREPARE)):
+        _, encoding, _ = measured(f"{ENCODE_IMPORTS}\n{PEAK}")
+        parts = (
+            ("check data", CHECK, baseline),
+            ("prepare, and read a tenth in random order", PREPARE, baseline),
+            ("encode, mix, and read a first batch", ENCODE, encoding),
+        )
+        for name, script, baseline in parts:
             seconds, peak, said = measured(script, str(path), folder)
             print(f"{name}: {seconds}, {peak} MB, {peak - baseline} MB above the imports")
             print("    " + said.splitlines()[-1])
