@@ -15,7 +15,7 @@ from rlhf.errors import DataError
 from rlhf.functional.piecewise import piecewise_score
 from rlhf.models.load import freeze, load_reward_model, load_tokenizer
 from rlhf.models.score import score
-from rlhf.models.shared import shared, whole
+from rlhf.models.shared import shared
 from rlhf.schema import ModelConfig
 
 
@@ -58,11 +58,10 @@ class RewardModels:
         Reward models have only ever read a score at the EOS, so an answer that was cut is given one.
         """
         rows = [row if row[-1] == self.eos_token_id else (*row, self.eos_token_id) for row in rows]
-        found = []
-        for name, model in (("helpfulness", self.helpfulness), ("safety", self.safety)):
-            with whole(model):
-                found.append(score(model, rows, pad_token_id=self.pad_token_id, what=f"a score of the {name} model"))
-        helpfulness, safety = found
+        helpfulness, safety = (
+            score(model, rows, pad_token_id=self.pad_token_id, what=f"a score of the {name} model")
+            for name, model in (("helpfulness", self.helpfulness), ("safety", self.safety))
+        )
         tagged = torch.tensor(list(is_safety), dtype=torch.bool)
         combined = piecewise_score(helpfulness, safety, tagged, safety_threshold=safety_threshold)
         return Scores(helpfulness, safety, combined)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from rlhf.finite import require_finite
 from rlhf.models import packing
+from rlhf.models.shared import whole
 from rlhf.processes.ranks import dealt
 
 
@@ -102,8 +103,10 @@ def score(
             made.append(read_score(token_values(model, ids, mask), mask).tolist())
         return made
 
+    with whole(model):
+        scored = dealt(batches, work, cost=len)
     found: dict[tuple[int, ...], float] = {}
-    for batch, scores in zip(batches, dealt(batches, work, cost=len), strict=True):
+    for batch, scores in zip(batches, scored, strict=True):
         found.update(zip((unique[i] for i in batch), scores, strict=True))
     made = torch.tensor([found[tuple(row)] for row in rows], dtype=torch.float32)
     if not bool(torch.isfinite(made).all()):

@@ -23,6 +23,7 @@ from transformers import Trainer, TrainerCallback
 from rlhf.data.collate import PackedRow
 from rlhf.data.tokenizer import train_tokenizer
 from rlhf.models.load import freeze, from_scratch, load_reward_model, policy_to_train, reward_model_from_policy, save
+from rlhf.models.score import score
 from rlhf.models.shared import shared, whole
 from rlhf.errors import NonFiniteError
 from rlhf.processes import engine, team
@@ -120,6 +121,8 @@ def share(out):
     with whole(kept):
         sizes += [size(), all(torch.equal(a, b) for a, b in zip(kept.parameters(), alike.parameters(), strict=True))]
     sizes.append(size())
+    rows = [drawn(9, torch.Generator().manual_seed(i)) for i in range(5)]
+    assert torch.equal(*(score(scorer, rows, pad_token_id=tokenizer.pad_token_id) for scorer in (kept, freeze(alike))))
     (Path(out) / "shared").write_text(json.dumps(sizes))
 
 def process(out, **place):
