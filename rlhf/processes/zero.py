@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings
@@ -67,12 +67,7 @@ def training() -> Iterator[dict[str, Any]]:
 @contextmanager
 def whole(*parameters: Tensor) -> Iterator[None]:
     """Inside, these parameters are whole, and what the first process makes of them is so afterwards."""
-    if not _cut(parameters):
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
+    with _gathered(parameters, changes=True):
         yield
 
 
@@ -85,14 +80,23 @@ def gathered(model: PreTrainedModel) -> dict[str, Tensor] | None:
     """All weights of a model that zero3 has cut, on the first process; None: the model has them itself."""
     if not _cut(model.parameters()):
         return None
-    import deepspeed
-
     state = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        with deepspeed.zero.GatheredParameters([value], enabled=_cut([value])):
+        with _gathered([value], changes=False):
             if team.rank() == 0:
                 state[name] = value.detach().cpu().clone()
     return state
+
+
+@contextmanager
+def _gathered(parameters: Sequence[Tensor], *, changes: bool) -> Iterator[None]:
+    if not _cut(parameters):
+        yield
+        return
+    import deepspeed
+
+    with _hushed(), deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if changes else None):
+        yield
 
 
 def _cut(parameters: Iterable[Tensor]) -> bool:
@@ -114,10 +118,15 @@ def _told() -> Iterator[None]:
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     cpu = os.environ.pop("ACCELERATE_USE_CPU", None)  # where it is set accelerate leaves DeepSpeed out
     try:
-        with catch_warnings(action="ignore", category=FutureWarning):  # DeepSpeed calls torch by old names
+        with _hushed():
             yield
     finally:
         del os.environ["ACCELERATE_USE_DEEPSPEED"]
         if cpu is not None:
             os.environ["ACCELERATE_USE_CPU"] = cpu
         unset_hf_deepspeed_config()
+
+
+def _hushed() -> catch_warnings[None]:
+    """DeepSpeed calls torch by old names."""
+    return catch_warnings(action="ignore", category=FutureWarning)
