@@ -137,6 +137,16 @@ def test_the_doctor_finds_damage(runs, capsys):
     assert "damaged: demonstrations.jsonl is missing\n     rlhf run stage=sft --rerun" in capsys.readouterr().out
 
 
+def test_the_doctor_looks_at_a_step_that_is_not_finished(runs, capsys):
+    (runs / ".ppo.partial").mkdir()
+    name, values = next((name, values) for name, values in SICK.items() if name.startswith("objective/"))
+    (runs / ".ppo.partial" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(name, values)))
+    assert main(["doctor", "run"]) == 1
+    said = capsys.readouterr().out
+    assert f"ok  sft\n!   ppo, not finished\n     {name}: " in said
+    assert "damaged" not in said
+
+
 def test_the_doctor_says_where_a_secret_is_and_not_what(runs, capsys):
     assert main(["doctor", "secrets"]) == 0
     capsys.readouterr()

@@ -23,7 +23,7 @@ def main(request: Request) -> int:
 
 
 def of_run(request: Request) -> int:
-    """Damaged artefacts and unhealthy metrics of a run."""
+    """Damaged artefacts and unhealthy metrics of a run, those of a step that is not finished, too."""
     from rlhf.artefacts import finished
     from rlhf.checkpoint import damage
     from rlhf.report import metric_rows
@@ -31,8 +31,10 @@ def of_run(request: Request) -> int:
 
     loaded = request.load()
     sick = 0
-    for name, folder in finished(loaded).items():
-        problem = damage(folder)
+    drafts = sorted(loaded.run_dir.glob(".*.partial"))
+    working = {f"{folder.name[1:].removesuffix('.partial')}, not finished": folder for folder in drafts}
+    for name, folder in (finished(loaded) | working).items():
+        problem = None if name in working else damage(folder)
         findings = examine(metric_rows(folder))
         sick += bool(problem or findings)
         print(f"{'!' if problem or findings else 'ok':<3} {name}")

@@ -18,7 +18,8 @@ def main(request: Request) -> int:
     loaded = request.load()
     path = loaded.run_dir / "report.json"
     if not path.exists():
-        raise MissingError(f"{shown(path)} does not exist", hints=[f"make it: rlhf report run={loaded.recipe.run}"])
+        hints = [f"once steps are done: rlhf report run={loaded.recipe.run}", "steps: rlhf status"]
+        raise MissingError(f"{shown(path)} does not exist", hints=hints)
     rows = json.loads(path.read_text(encoding="utf-8")).get("samples", [])
     if not rows:
         raise MissingError(f"{shown(path)} holds no samples", hints=["rlhf run stage=evaluate"])

@@ -259,6 +259,8 @@ def _evaluate(p: _Plan) -> Cost:
     config = p.recipe.evaluate
     policies = sum(name in p.recipe.stages for name in ("base", "sft", "distill", "gatt", "ppo"))
     policies += p.recipe.rounds if "rejection" in p.recipe.stages else 0
+    if not config.data:  # nobody is asked anything
+        return Cost("evaluate", p.policy() + p.policy() + p.scored() + p.scored(), 0, 0, 0)
     answers = config.prompts + config.best_of_prompts * config.best_of_samples
     tokens, flops = _sampling(p, policies * answers, config.max_new_tokens, prompts=policies * answers, models=4)
     new, turns = config.max_new_tokens, max(config.turns)

@@ -180,3 +180,9 @@ def test_rows_of_rejection_sampling_with_their_share_of_demonstrations():
     """1,800 best answers are 0.95 of the rows; three epochs of 2 * 512 tokens, which the context cuts to 768."""
     sampled = 512 * 2200 + 28 * 8 * 2200
     assert cost("rejection", "tiny").tokens == pytest.approx(sampled + 3 * 768 * 1800 / 0.95)
+
+
+def test_where_evaluate_asks_nobody_it_samples_nothing():
+    recipe = load("tiny", ["evaluate.data=[]"]).recipe
+    silent, asked = cost_of("evaluate", recipe, shape_of(recipe.model), Hardware()), cost("evaluate", "tiny")
+    assert silent.tokens == silent.flops == 0 < asked.tokens
