@@ -3,6 +3,7 @@
 import copy
 import shutil
 
+import lives
 import pytest
 
 TEXTS = ["how do i open the door ? take the key and open the door in the house . good luck !"] * 3
@@ -79,3 +80,19 @@ def saves_of():
     from rlhf.resume.saves import Saves
 
     return lambda track: Saves(track.folder, key="key", track=track, every=600, stop=Stop(), note=lambda *_, **__: None)
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    """What lives are forked from: one for a module, whose tests may leave children behind where they fail."""
+    made = lives.Zygote()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """The small recipe, made by one process and never saved: its run folder, to link from."""
+    maker = lives.Zygote()
+    yield lives.reference(maker, tmp_path_factory.mktemp("undisturbed"))
+    maker.close()

@@ -20,18 +20,9 @@ KILLS = 5
 
 
 @pytest.fixture(scope="module")
-def zygote():
-    made = lives.Zygote()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def finished(zygote, tmp_path_factory):
-    """The small recipe, undisturbed and never saved."""
-    run_dir = lives.reference(zygote, tmp_path_factory.mktemp("reference"))
-    assert '"save"' not in (run_dir / "events.jsonl").read_text()
-    return run_dir
+def finished(undisturbed):
+    assert '"save"' not in (undisturbed / "events.jsonl").read_text()
+    return undisturbed
 
 
 @pytest.mark.parametrize("step", lives.KILLED)

@@ -18,26 +18,13 @@ KILLS = 5
 CUT = {"ACCELERATE_USE_FSDP": "true"}
 
 
-@pytest.fixture(scope="module")
-def zygote():
-    made = lives.Zygote()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def finished(zygote, tmp_path_factory):
-    """The small recipe, made by one process."""
-    return lives.reference(zygote, tmp_path_factory.mktemp("reference"))
-
-
 @pytest.mark.parametrize(
     ("step", "environment"),
     [(step, {}) for step in lives.KILLED] + [("sft", CUT), ("reward-2", CUT)],
     ids=[*lives.KILLED, "sft-cut", "reward-2-cut"],
 )
-def test_killed_at_random_the_end_is_the_same_bit_for_bit(zygote, finished, tmp_path, step, environment):
-    folder = lives.without(finished, step, tmp_path)
+def test_killed_at_random_the_end_is_the_same_bit_for_bit(zygote, undisturbed, tmp_path, step, environment):
+    folder = lives.without(undisturbed, step, tmp_path)
     how = {"settings": lives.BOTH, "processes": 2, "environment": environment}
     found = lives.lives(zygote, folder, step, kills=KILLS, rng=random.Random(step), **how)
     assert found.kills == KILLS
@@ -46,8 +33,8 @@ def test_killed_at_random_the_end_is_the_same_bit_for_bit(zygote, finished, tmp_
 
 
 @pytest.mark.parametrize(("step", "asked"), [("sft", [0, 1]), ("sft", [1]), ("rejection-2", [0, 1])])
-def test_asked_to_stop_both_save_and_go_on(zygote, finished, tmp_path, step, asked):
-    folder = lives.without(finished, step, tmp_path)
+def test_asked_to_stop_both_save_and_go_on(zygote, undisturbed, tmp_path, step, asked):
+    folder = lives.without(undisturbed, step, tmp_path)
     run_dir = folder / "runs" / "tiny"
     command = ["run", f"stage={step}", *lives.SMALL, *lives.BOTH]  # at the default interval: nothing is due
     ends = []
@@ -68,9 +55,9 @@ def test_asked_to_stop_both_save_and_go_on(zygote, finished, tmp_path, step, ask
     assert ends[0] == ends[1]
 
 
-def test_one_process_goes_on_from_a_save_of_two(zygote, finished, tmp_path):
+def test_one_process_goes_on_from_a_save_of_two(zygote, undisturbed, tmp_path):
     """The rows of every step are the same: the ledger is that of the undisturbed run, the last bits are not."""
-    folder = lives.without(finished, "ppo", tmp_path)
+    folder = lives.without(undisturbed, "ppo", tmp_path)
     command = ["run", "stage=ppo", *lives.SMALL, "save_every=0s"]
     pids = zygote.start_together(command, folder, {}, processes=2)
     run_dir = folder / "runs" / "tiny"
@@ -81,7 +68,7 @@ def test_one_process_goes_on_from_a_save_of_two(zygote, finished, tmp_path):
     assert [zygote.wait() for _ in pids] == [-9, -9]
     assert zygote.run(command, folder) == 0
     assert "made by 2 processes: its last bits may differ" in (folder / "log").read_text()
-    assert (run_dir / "ppo" / "ledger.jsonl").read_text() == (finished / "ppo" / "ledger.jsonl").read_text()
+    assert (run_dir / "ppo" / "ledger.jsonl").read_text() == (undisturbed / "ppo" / "ledger.jsonl").read_text()
 
 
 SLOW = """
@@ -96,9 +83,9 @@ if os.environ["RANK"] == "0":
 """
 
 
-def test_nobody_leaves_before_the_save_is_whole(zygote, finished, tmp_path):
+def test_nobody_leaves_before_the_save_is_whole(zygote, undisturbed, tmp_path):
     """A launcher that sees a process leave ends the others, in the middle of the save if it is theirs to finish."""
-    folder, hook = lives.without(finished, "sft", tmp_path), tmp_path / "hook.py"
+    folder, hook = lives.without(undisturbed, "sft", tmp_path), tmp_path / "hook.py"
     hook.write_text(SLOW)
     command, working = ["run", "stage=sft", *lives.SMALL], folder / "runs" / "tiny" / ".sft.partial"
     pids = zygote.start_together(command, folder, {"RLHF_TEST_HOOK": str(hook)}, processes=2)
@@ -113,8 +100,10 @@ def test_nobody_leaves_before_the_save_is_whole(zygote, finished, tmp_path):
 
 
 @pytest.mark.parametrize(("before", "after"), [({}, CUT), (CUT, {})], ids=["cut-now", "whole-now"])
-def test_another_engine_goes_on_from_a_whole_save_and_is_refused_a_cut_one(zygote, finished, tmp_path, before, after):
-    folder = lives.without(finished, "sft", tmp_path)
+def test_another_engine_goes_on_from_a_whole_save_and_is_refused_a_cut_one(
+    zygote, undisturbed, tmp_path, before, after
+):
+    folder = lives.without(undisturbed, "sft", tmp_path)
     command, run_dir = ["run", "stage=sft", *lives.SMALL, "save_every=0s"], folder / "runs" / "tiny"
     pids = zygote.start_together(command, folder, before, processes=2)
     while not list(run_dir.glob(".sft.partial/resume/save-*")):
@@ -133,7 +122,7 @@ def test_another_engine_goes_on_from_a_whole_save_and_is_refused_a_cut_one(zygot
     else:
         assert codes == [0, 0], said[-3000:]
         assert "made by 2 processes: its last bits may differ" in said
-        assert (run_dir / "sft" / "ledger.jsonl").read_text() == (finished / "sft" / "ledger.jsonl").read_text()
+        assert (run_dir / "sft" / "ledger.jsonl").read_text() == (undisturbed / "sft" / "ledger.jsonl").read_text()
 
 
 POISON = """
@@ -149,8 +138,8 @@ if os.environ["RANK"] == "1":
 """
 
 
-def test_garbage_of_one_process_stops_both_and_the_bundle_names_its_rows(zygote, finished, tmp_path):
-    folder, hook = lives.without(finished, "sft", tmp_path), tmp_path / "hook.py"
+def test_garbage_of_one_process_stops_both_and_the_bundle_names_its_rows(zygote, undisturbed, tmp_path):
+    folder, hook = lives.without(undisturbed, "sft", tmp_path), tmp_path / "hook.py"
     hook.write_text(POISON)
     command = ["run", "stage=sft", *lives.SMALL, "save_every=0s"]
     pids = zygote.start_together(command, folder, {"RLHF_TEST_HOOK": str(hook)}, processes=2)
@@ -159,7 +148,7 @@ def test_garbage_of_one_process_stops_both_and_the_bundle_names_its_rows(zygote,
     bundle = folder / "runs" / "tiny" / "bundles" / "sft" / "bundle.json"
     place = json.loads(bundle.read_text())["place"]
     assert place["tensor"] == "the loss"
-    step = [json.loads(line) for line in (finished / "sft" / "ledger.jsonl").read_text().splitlines()][place["step"]]
+    step = [json.loads(line) for line in (undisturbed / "sft" / "ledger.jsonl").read_text().splitlines()][place["step"]]
     assert step["step"] == place["step"]
     assert 0 < len(place["rows"]) < len(step["rows"])  # those of the one that met it
     assert set(place["rows"]) < set(step["rows"])

@@ -17,14 +17,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The small recipe, made by one process on one machine."""
-    zygote = lives.Zygote()
-    yield lives.reference(zygote, tmp_path_factory.mktemp("reference"))
-    zygote.close()
-
-
 @pytest.fixture
 def both():
     made = nodes.Nodes()
@@ -33,12 +25,12 @@ def both():
 
 
 @pytest.mark.parametrize(("step", "lost"), [("ppo", 1), ("reward-2", 0)])
-def test_a_machine_that_was_lost_comes_again_and_the_end_is_the_same(finished, both, tmp_path, step, lost):
-    folder = lives.without(finished, step, tmp_path)
+def test_a_machine_that_was_lost_comes_again_and_the_end_is_the_same(undisturbed, both, tmp_path, step, lost):
+    folder = lives.without(undisturbed, step, tmp_path)
     artefact = folder / "runs" / "tiny" / step
     nodes.to_the_end(both, folder, step)
-    undisturbed = lives.outcome(artefact)
+    end = lives.outcome(artefact)
     shutil.rmtree(artefact)
     nodes.to_the_end(both, folder, step, lost=lost, after=2)
     assert lives.events(folder, "resume") == 1
-    assert lives.outcome(artefact) == undisturbed
+    assert lives.outcome(artefact) == end

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -15,22 +14,13 @@ from rlhf.tracking.track import Tracker
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorBoard's own
 
 
-def test_the_event_files_have_every_metric_histogram_and_sample_once(tmp_path: Path) -> None:
+def test_the_event_files_have_every_metric_histogram_and_sample_once(logged_twice) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    out = tmp_path / "tiny" / ".ppo.partial"
-    out.mkdir(parents=True)
-    spread = [0.0, 1.0, 1.0, 3.0]
-    for lasts in (3, 6):  # the second life begins anew, and so does its copy
-        track = Tracker(out, run="tiny", step="ppo", tensorboard=True, console=Console(file=io.StringIO()))
-        for n in range(lasts):
-            track.sample({"iteration": n, "prompt": "p", "text": "<b>hostile</b>"})
-            track.log({"objective/kl": n / 4, "reward/combined_histogram": spread}, step=10 * n)
-        track.close()
-
+    run_dir = logged_twice(tensorboard=True)
     everything = {"tensors": 0, "histograms": 0, "scalars": 0}
-    seen = EventAccumulator(str(tmp_path / "tiny" / "tensorboard" / "ppo"), size_guidance=everything).Reload()
+    seen = EventAccumulator(str(run_dir / "tensorboard" / "ppo"), size_guidance=everything).Reload()
     assert [(e.step, e.value) for e in seen.Scalars("objective/kl")] == [(10 * n, n / 4) for n in range(6)]
     histograms = seen.Histograms("reward/combined_histogram")
     assert [e.step for e in histograms] == [10 * n for n in range(6)]

@@ -7,14 +7,12 @@ import json
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from rlhf.tracking.track import Tracker
 
-SPREAD = [0.0, 1.0, 1.0, 3.0]
 # Read by another process, as a dashboard would: where its store is, Trackio asks when it is imported.
 READER = """
 import json, sys
@@ -41,15 +39,8 @@ def trackio(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
 
 
-def test_the_store_has_every_metric_histogram_and_sample_once(tmp_path: Path, trackio, capfd) -> None:
-    out = tmp_path / "tiny" / ".ppo.partial"
-    out.mkdir(parents=True)
-    for lasts in (3, 6):  # the second life begins anew, and so does its copy
-        track = Tracker(out, run="tiny", step="ppo", trackio=True, console=Console(file=io.StringIO()))
-        for n in range(lasts):
-            track.sample({"iteration": n, "prompt": "p", "text": "<b>hostile</b>"})
-            track.log({"objective/kl": n / 4, "reward/combined_histogram": SPREAD}, step=10 * n)
-        track.close()
+def test_the_store_has_every_metric_histogram_and_sample_once(trackio, logged_twice, capfd) -> None:
+    logged_twice(trackio=True)
     said = capfd.readouterr()
     assert "rackio" not in said.out + said.err
 
