@@ -93,7 +93,8 @@ def begin(folder: Path, arm: Arm, recipe: Recipe, *sources: Path) -> None:
     read = {name for step in steps for name in step.inputs} - set(arm.again)
     for name in read:
         shutil.rmtree(folder / name, ignore_errors=True)  # the run may have changed since
-    for name in (*read, *arm.again):
+    outside = arm.times != 1 or not arm.whitened  # a change that no fingerprint sees
+    for name in (*read, *(() if outside else arm.again)):
         source = next((source / name for source in sources if (source / name / "manifest.json").exists()), None)
         if source is not None and not (folder / name).exists():
             shutil.copytree(source, folder / name, copy_function=os.link)

@@ -114,6 +114,9 @@ def test_an_arm_begins_with_what_its_steps_read(tmp_path):
             (folder / step / "weights").unlink()
             (folder / step / "weights").write_text("made")
     assert (tmp_path / "run" / "reward-1" / "weights").read_text() == "run"
+    # What is changed from outside no fingerprint knows: the run's own PPO would pass for the arm's.
+    runner.begin(tmp_path / "outside", ARMS["raw"], load("tiny").recipe, tmp_path / "run")
+    assert not (tmp_path / "outside" / "ppo").exists()
 
 
 def test_claims_are_named_with_commas_and_runs_have_to_be_there(tmp_path, monkeypatch, capsys):
