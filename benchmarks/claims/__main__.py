@@ -45,7 +45,7 @@ def main() -> int:
     verdicts = read(options.out / "report.json")
     for experiment in (by_id[name] for name in names or by_id):
         if options.list:
-            print(f"{experiment.id:<8}{experiment.claim}  [{', '.join(experiment.arms) or experiment.why_not}]")
+            print(f"{experiment.id:<14}{experiment.claim}  [{', '.join(experiment.arms) or experiment.why_not}]")
             continue
         verdicts[experiment.id] = examine(experiment, options)
         write(options.out, {name: verdicts[name] for name in by_id if name in verdicts})

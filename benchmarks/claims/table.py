@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlhf.evaluation.experiments import Experiment, Report, at
-from rlhf.microworld.instructions import ROLE_INSTRUCTIONS
+from rlhf.microworld.instructions import ROLE_INSTRUCTIONS, WORD_INSTRUCTIONS, Instruction
 
 Arms = Mapping[str, Report]
 
@@ -45,7 +45,15 @@ def only_turns(*policies: str, changes: int = 0) -> tuple[str, ...]:
     return measured(*policies, less=("prompts=4", "dialogues=96", f"changes={changes}"))
 
 
-ROLES = "[" + ", ".join(instruction.text for instruction in ROLE_INSTRUCTIONS) + "]"
+def without(instructions: Sequence[Instruction]) -> tuple[str, ...]:
+    """Ghost Attention on dialogues under none of these instructions (single answers are replayed under all), then the
+    evaluation of dialogues under them."""
+    texts = "[" + ", ".join(instruction.text for instruction in instructions) + "]"
+    return (f"gatt.unseen={texts}", f"evaluate.unseen={texts}", *only_turns("rejection-3", "gatt"))
+
+
+COMBINATIONS = WORD_INSTRUCTIONS[::3]
+"""Four words to start and four others to end with; each word is left in the other position, each position to others."""
 SMALL = ("model.hidden_size=64", "model.intermediate_size=176")
 DISTILLED = (
     # From SFT: the policy has to heed a preprompt, and rejection sampling starts from a base that has read none.
@@ -82,8 +90,8 @@ ARMS: Mapping[str, Arm] = {
     "changing": Arm(("gatt", "evaluate"), ("gatt.change_share=0.6", "gatt.dialogues=600", "gatt.epochs=5",
                                            *only_turns("rejection-3", "gatt", changes=60))),
     "steady": Arm(("evaluate",), only_turns("rejection-3", "gatt", changes=60)),
-    "no-roles": Arm(("gatt", "evaluate"), (f"gatt.unseen={ROLES}", f"evaluate.unseen={ROLES}",
-                                           *only_turns("rejection-3", "gatt"))),
+    "no-roles": Arm(("gatt", "evaluate"), without(ROLE_INSTRUCTIONS)),
+    "combinations": Arm(("gatt", "evaluate"), without(COMBINATIONS)),
     "scaling": Arm(("scaling",), ("stages=[base, sft, preferences, reward, rejection, scaling]",)),
     "cautious": Arm(("sft", "preferences-1", "reward-1"), DISTILLED),
     "generic": Arm(("distill", "evaluate"), (*DISTILLED, "distill.preprompt=generic"), like="cautious"),
@@ -323,6 +331,18 @@ TABLE = (
         {
             "turn 20, above .9": over(.9, lambda arms: at(arms["changing"], "evaluate/multi_turn/changed_after/20")),
             "over plain Ghost Attention": gain("evaluate/multi_turn/changed_after/20", "changing", "steady"),
+        },
+    ),
+    Experiment(
+        "combinations",
+        "a word and a position that Ghost Attention's dialogues had, but never together, are kept to turn 20", "3.3",
+        ("combinations",),
+        {
+            "turn 20, above .95": over(
+                .95, lambda arms: at(arms["combinations"], "evaluate/multi_turn/unseen_after/20")),
+            "turn 20 over before": gain(
+                "evaluate/multi_turn/unseen_after/20", "combinations", "combinations",
+                "evaluate/multi_turn/unseen_before/20"),
         },
     ),
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """Verdicts over seeds, worked by hand; the table of claims is whole, and its arms are steps of the default recipe."""
 
 import json
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +9,11 @@ import pytest
 from benchmarks.claims import __main__ as runner
 from benchmarks.claims.table import ARMS, TABLE
 from rlhf.config import load, merge, split
+from rlhf.data.conversations import Without
 from rlhf.errors import MissingError
 from rlhf.evaluation.experiments import Experiment, at, judge, lower_bound
+from rlhf.microworld.dialogues import LISTS
+from rlhf.microworld.instructions import STYLE_WORDS
 from rlhf.planning.steps import expand
 from rlhf.schema import Recipe
 
@@ -78,6 +82,37 @@ def test_the_table_names_every_claim_once_and_every_arm_makes_steps_of_the_recip
         settings = [setting.replace("{run}", "runs/a") for setting in arm.settings]
         steps = [step.name for step in expand(load("tiny", settings).recipe)]
         assert [name for name in steps if name in arm.again] == list(arm.again)
+
+
+def test_held_out_combinations_are_of_words_and_positions_that_are_left_in_others():
+    """Of 12 words, two positions and 4 roles: 4 words to start with and 4 others to end with are left out."""
+    recipe = load("tiny", list(ARMS["combinations"].settings)).recipe
+    starts = {f"always start with {word}" for word in ("lantern", "amber", "hazel", "raven")}
+    ends = {f"always end with {word}" for word in ("pebble", "cedar", "maple", "tulip")}
+    assert set(recipe.gatt.unseen) == set(recipe.evaluate.unseen) == starts | ends
+    assert recipe.evaluate.dialogues == 96
+    assert {1, 6, 20} <= set(recipe.evaluate.turns)
+    rng, allowed = random.Random(0), Without(LISTS, recipe.gatt.unseen)
+    seen = {allowed.draw(rng).text for _ in range(2000)}
+    assert len(seen) == 12 * 2 + 4 - 8
+    for word in STYLE_WORDS:
+        left = {f"always {position} with {word}" for position in ("start", "end")} & seen
+        assert len(left) == (2 if word in ("comet", "ember", "pearl", "willow") else 1)
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "holds"),
+    [
+        ((0.97, 0.98, 0.97), 0.1, True),
+        ((0.95, 0.98, 0.97), 0.1, False),  # mean .967, s .0153: .967 - .026 < .95
+        ((0.97, 0.98, 0.97), 0.99, False),
+    ],
+)
+def test_held_out_combinations_are_kept_to_turn_20(after, before, holds):
+    (experiment,) = (e for e in TABLE if e.id == "combinations")
+    found = [{"unseen_after": {"20": rate}, "unseen_before": {"20": before}} for rate in after]
+    arms = [{"combinations": {"evaluate": {"multi_turn": turns}}} for turns in found]
+    assert judge(experiment, dict(enumerate(arms)))["holds"] is holds
 
 
 def test_a_step_that_an_arm_left_out_makes_its_claim_untestable():
