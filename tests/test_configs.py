@@ -46,6 +46,7 @@ def of(stages: str, table: dict[str, object]) -> dict[str, object]:
 
 PAPER = {
     "rounds": 5,
+    "refresh": True,
     "model.max_length": 4096,
     "preferences.test_prompts": 1000,
     "rejection.pool": "all",

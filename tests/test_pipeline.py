@@ -126,6 +126,28 @@ def test_two_rounds_and_what_each_step_reads(world):
     assert (steps["rejection-2"].round, steps["ppo"].round) == (2, 0)
 
 
+def test_without_refresh_the_first_round_s_reward_models_serve_all(world):
+    """The later rounds are there under their own names, so their random numbers are those of a refreshed run."""
+    steps = {step.name: step for step in expand(world.recipe(rounds=3, refresh=False), world.table)}
+    first = ["base", "sft", "preferences-1", "reward-1", "rejection-1"]
+    assert list(steps) == [*first, "rejection-2", "rejection-3", "gatt", "ppo", "evaluate"]
+    assert steps["rejection-3"].reads == {
+        "base": ("base",),
+        "policy": ("rejection-2",),
+        "reward": ("reward-1",),
+        "rejection*": ("rejection-1", "rejection-2"),
+    }
+    assert steps["ppo"].reads == {"policy": ("gatt",), "reward": ("reward-1",)}
+    assert steps["evaluate"].reads["reward*"] == ("reward-1",)
+
+
+def test_a_run_that_is_no_longer_refreshed_makes_again_what_read_later_reward_models(world):
+    world.run()
+    planned = world.plan(world.recipe(refresh=False))
+    assert [name for name, decision in planned.items() if decision.run] == ["rejection-2", "gatt", "ppo", "evaluate"]
+    assert planned["rejection-2"].reason == "reads reward-1 now (and 1 more)"
+
+
 def test_one_round_keeps_its_number(world):
     assert "reward-1" in [step.name for step in expand(world.recipe(rounds=1), world.table)]
 

@@ -78,6 +78,8 @@ ARMS: Mapping[str, Arm] = {
                           (*SMALL, "rejection.pool_from={run}", *only("sft", "rejection-1")), like="small"),
     "last-pool": Arm(("rejection-3", "evaluate"),
                      ("rejection.pool=last", "rejection.pool_from={run}", *only("rejection-3"))),
+    "no-refresh": Arm(("rejection-2", "rejection-3", "evaluate"),
+                      ("refresh=false", *only("rejection-1", "rejection-2", "rejection-3"))),
     "no-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0", *only("gatt", "ppo"))),
     "small-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0.05", *only("gatt", "ppo"))),
     "helpfulness-only": Arm(("ppo", "evaluate"), ("ppo.combine=helpfulness", *only("gatt", "ppo"))),
@@ -112,9 +114,24 @@ def powers(arms: Arms, before: str, after: str) -> float:
     return abs(math.log10(next(paid) / next(paid)))
 
 
+def round_adds(number: int, arm: str) -> Callable[[Arms], float]:
+    """Gold quality that a round adds to the one before it, on the same prompts.
+
+    Refreshed, a further round raises it where it adds more than 0; not refreshed, it does not where it adds less than
+    .05. The first round is the same in both arms, and raises it (B14).
+    """
+    after, before = (f"{POLICIES}/rejection-{at}/gold_quality" for at in (number, number - 1))
+    return gain(after, arm, arm, before)
+
+
 def over(least: float, effect: Callable[[Arms], float]) -> Callable[[Arms], float]:
     """An effect that has a least size of its own, which may be a loss that is borne."""
     return lambda arms: effect(arms) - least
+
+
+def below(most: float, effect: Callable[[Arms], float]) -> Callable[[Arms], float]:
+    """An effect that has to stay under a size of its own."""
+    return lambda arms: most - effect(arms)
 
 
 def of_all_safety_data(figure: str) -> Callable[[Arms], float]:
@@ -254,6 +271,14 @@ TABLE = (
     Experiment(
         "B26", "a further round improves on the one before", "Fig 11", ("run",),
         {"gold": gain(f"{POLICIES}/rejection-3/gold_quality", other=f"{POLICIES}/rejection-1/gold_quality")},
+    ),
+    Experiment(
+        "refresh", "with refreshed reward models each further round raises gold quality, without only the first does",
+        "3.2.1", ("run", "no-refresh"),
+        {
+            **{f"round {number}, refreshed": round_adds(number, "run") for number in (2, 3)},
+            **{f"round {number}, not, below .05": below(.05, round_adds(number, "no-refresh")) for number in (2, 3)},
+        },
     ),
     Experiment(
         "B27", "after RLHF factual answers depend less on temperature, creative ones still do", "Fig 21", ("run",),

@@ -20,6 +20,9 @@ POLICIES = ("sft", "rejection", "distill", "gatt", "ppo")
 ROUND_MAKERS = ("preferences", "rejection")
 """Without either of them, a later round has nothing new, and the stages of a round are done once."""
 
+REFRESHED = ("preferences", "reward")
+"""With `refresh: false` these are done in the first round only, and what they made serves all rounds."""
+
 
 def stage_of(step: str) -> str:
     """`rejection-2` is a step of stage `rejection`."""
@@ -92,6 +95,8 @@ def expand(recipe: Recipe, pipeline: Sequence[Stage] | None = None) -> list[Step
     rounds = recipe.rounds if any(stage.name in ROUND_MAKERS for stage in stages) else 1
     steps: list[Step] = []
     for stage, number in _sequence(stages, rounds):
+        if number > 1 and stage.name in REFRESHED and not recipe.refresh:
+            continue
         name = f"{stage.name}-{number}" if number else stage.name
         reads = {token: _resolve(token, stage, steps) for token in stage.reads}
         kept = (stage.models, stage.learners) if stage.name != "base" or recipe.model.path is None else (0, 0)

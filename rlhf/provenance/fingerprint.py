@@ -1,8 +1,8 @@
 """What a step's result depends on: settings, inputs, code and data files; and which of them changed since.
 
-Settings that cannot change a result stay out: the run's name, the rounds (they only add steps), W&B, the thread count,
-and other stages' sections. So do modules that only keep the books. Torch-free: imports are found by reading, not by
-importing.
+Settings that cannot change a result stay out: the run's name, the rounds and their refresh (they only add steps), W&B,
+the thread count, and other stages' sections. So do modules that only keep the books. Torch-free: imports are found by
+reading, not by importing.
 """
 
 from __future__ import annotations

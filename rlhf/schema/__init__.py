@@ -65,6 +65,7 @@ class Recipe(Section):
     run: str = ours("run", "folder under runs/", "the config file's name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: Count = ours(0, "every random number derives from it and the step's name", "any will do")
     rounds: Positive = paper(5, "3.2.3", "RLHF-V1 to V5: preferences, reward models and rejection sampling, anew")
+    refresh: bool = paper(True, "3.2.1", "fresh pairs and reward models every round, or the first round's for all")
     stages: tuple[Literal[STAGES], ...] = ours(  # type: ignore[valid-type]
         tuple(name for name in STAGES if name not in WHEN_LISTED),
         "stages of this recipe, in order",

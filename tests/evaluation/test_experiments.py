@@ -132,6 +132,37 @@ def test_what_context_distillation_measured_is_read():
     assert found["effects"] == {"generic": [1.0] * 3, "template": [0.5] * 3}
 
 
+@pytest.mark.parametrize(
+    ("refreshed", "stale", "holds"),
+    [
+        ((0.70, 0.75, 0.80), (0.70, 0.72, 0.66), True),  # stale rounds add .02 and -.06
+        ((0.70, 0.75, 0.74), (0.70, 0.72, 0.66), False),  # the third adds nothing
+        ((0.70, 0.75, 0.80), (0.70, 0.72, 0.78), False),  # the third adds .06 without fresh reward models
+    ],
+)
+def test_rounds_add_gold_quality_with_fresh_reward_models_only(refreshed, stale, holds):
+    def report(golds):
+        policies = {f"rejection-{number}": {"gold_quality": gold} for number, gold in enumerate(golds, 1)}
+        return {"evaluate": {"policies": policies}}
+
+    (experiment,) = (e for e in TABLE if e.id == "refresh")
+    arms = {"run": report(refreshed), "no-refresh": report(stale)}
+    found = judge(experiment, dict.fromkeys(range(3), arms))
+    assert found["holds"] is holds
+    assert found["effects"]["round 2, not, below .05"] == pytest.approx([0.03] * 3)
+
+
+def test_an_arm_without_refresh_links_the_first_reward_models_only(tmp_path):
+    for step in (step.name for step in expand(load("tiny").recipe)):
+        (tmp_path / "run" / step).mkdir(parents=True)
+        (tmp_path / "run" / step / "manifest.json").write_text("{}")
+    recipe = load("tiny", list(ARMS["no-refresh"].settings)).recipe
+    runner.begin(tmp_path / "arm", ARMS["no-refresh"], recipe, tmp_path / "run")
+    linked = {path.name for path in (tmp_path / "arm").iterdir()}
+    assert {name for name in linked if name.startswith(("preferences", "reward"))} == {"preferences-1", "reward-1"}
+    assert {"base", "sft", "rejection-1", "rejection-2", "rejection-3", "evaluate"} <= linked
+
+
 def test_an_arm_begins_with_what_its_steps_read(tmp_path):
     """Those of the arm before it, else of the run; they are linked anew, its own steps are left to the pipeline."""
     made = ["run/sft", "run/preferences-1", "run/reward-1", "run/ppo", "small/sft"]
