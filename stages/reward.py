@@ -14,12 +14,14 @@ from rlhf.data.fit import Fit, ids_of
 from rlhf.data.spool import Rows, Spool
 from rlhf.data.types import Preference, write_jsonl
 from rlhf.errors import DataError
+from rlhf.evaluation import margins
 from rlhf.evaluation.baselines import MOST_PAIRS
-from rlhf.evaluation.reward_report import examine
+from rlhf.evaluation.reward_report import examine, score_pairs
 from rlhf.functional.margin import margin_of
-from rlhf.models.load import load_tokenizer, reward_model_from_policy, save
+from rlhf.models.load import freeze, load_reward_model, load_tokenizer, reward_model_from_policy, save
 from rlhf.models.pair_batches import Batching, Pair
 from rlhf.models.reward_models import RewardModels
+from rlhf.models.shared import shared
 from rlhf.pipeline import Job
 from rlhf.training.trainers import Schedule, fit_reward, steps_of, warmup_steps
 
@@ -39,27 +41,31 @@ def run(job: Job) -> None:
     # All pairs are read before any model is loaded: a bad row should not cost the training of the first model.
     train, test = gather(job, tokenizer)
     rows = train["helpfulness"] + train["safety"]
-    encoded = encode(job, tokenizer, rows)
-    border = bisect_left(encoded.places, len(train["helpfulness"]))
-    mixed = mixtures(job, range(border), range(border, len(encoded.pairs)))
-    batches: dict[str, dict[str, Any]] = {}
+    others = [margin for margin in dict.fromkeys(job.config.margin_ablation) if margin != job.config.margin]
+    again = {margin: encode(job, tokenizer, rows, margin).pairs for margin in others}
+    encoded = encode(job, tokenizer, rows, job.config.margin)
+    pairs, places = encoded.pairs, encoded.places
+    border = bisect_left(places, len(train["helpfulness"]))
+    mixed = mixtures(job, range(border), range(border, len(pairs)))
+    batches: dict[str, Batching] = {}
     for domain in DOMAINS:
         write_jsonl(job.out / f"{domain}.test.jsonl", test[domain])
         job.track.say(f"{domain} model: {mixed[domain].counts}")
-        pairs = Rows(encoded.pairs, mixed[domain].rows)
-        model, batching = fit(job, domain, pairs, tokenizer, seed=job.seed_of(domain))
-        if not job.saves.passed(domain):  # else a killed run had finished this model and left it here
-            save(model, tokenizer, job.out / "checkpoint" / domain)
-        batches[domain] = asdict(batching)
-        waste, work = f"{batching.padding:.1%} of the tokens were padding", f"{batching.work:.2f} of the work of two"
-        job.track.say(f"{domain} model: {batching.layout} a pair ({work}); {waste}")
-    first = {domain: (encoded.places[pair] for pair in mixed[domain].rows[:MOST_PAIRS]) for domain in DOMAINS}
+        batches[domain] = fit(job, domain, domain, Rows(pairs, mixed[domain].rows), tokenizer)
+    for margin in others:  # the same pairs in the same order, from the same weights
+        fit(job, model_of(job, margin), "helpfulness", Rows(again[margin], mixed["helpfulness"].rows), tokenizer)
+    first = {domain: (places[pair] for pair in mixed[domain].rows[:MOST_PAIRS]) for domain in DOMAINS}
     found = report(job, {domain: list(Rows(rows, first[domain])) for domain in DOMAINS}, test)
-    job.write_results({"reward_models": {name: found[name] | {"batches": batches[name]} for name in DOMAINS}})
+    job.write_results({"reward_models": {name: found[name] | {"batches": asdict(batches[name])} for name in DOMAINS}})
 
 
-def fit(job: Job, domain: str, pairs: Sequence[Pair], tokenizer: Any, *, seed: int) -> tuple[Any, Batching]:
-    """One model, from the policy, by the paper's schedule."""
+def model_of(job: Job, margin: str) -> str:
+    """The name of the helpfulness model with a margin."""
+    return "helpfulness" if margin == job.config.margin else f"helpfulness-{margin}"
+
+
+def fit(job: Job, name: str, domain: Domain, pairs: Sequence[Pair], tokenizer: Any) -> Batching:
+    """Leave `checkpoint/<name>`: one model, from the policy, by the paper's schedule."""
     config = job.config
     model = reward_model_from_policy(job.one("policy") / "checkpoint", job.recipe.model)
     total = steps_of(len(pairs), batch_size=config.batch_size, epochs=config.epochs)
@@ -78,12 +84,16 @@ def fit(job: Job, domain: str, pairs: Sequence[Pair], tokenizer: Any, *, seed: i
         config,
         safety_loss_coef=config.safety_loss_coef if domain == "safety" else 0.0,  # Table 29
         center_coef=config.center_coef,
-        seed=seed,
+        seed=job.seed_of(domain),
         track=job.track,
         saves=job.saves,
-        what=domain,
+        what=name,
     )
-    return model, batching
+    if not job.saves.passed(name):  # else a killed run had finished this model and left it here
+        save(model, tokenizer, job.out / "checkpoint" / name)
+    waste, work = f"{batching.padding:.1%} of the tokens were padding", f"{batching.work:.2f} of the work of two"
+    job.track.say(f"{name} model: {batching.layout} a pair ({work}); {waste}")
+    return batching
 
 
 def report(job: Job, trained_on: Mapping[str, Sequence[Preference]], test: Mapping[Domain, Rows[Preference]]) -> Any:
@@ -106,6 +116,22 @@ def report(job: Job, trained_on: Mapping[str, Sequence[Preference]], test: Mappi
             beside = f"; a bag of words: {words['accuracy']:.1%}" if words else ""
             accuracy, n = entry[domain]["accuracy"]["all"], entry[domain]["pairs"]["all"]
             job.track.say(f"{name} model on {domain} pairs: {accuracy:.1%} of {n:,}{beside}")
+    if job.config.margin_ablation and test["helpfulness"]:
+        found["helpfulness"]["margins"] = by_margin(job, tokenizer, list(test["helpfulness"]))
+    return found
+
+
+def by_margin(job: Job, tokenizer: Any, rows: Sequence[Preference]) -> dict[str, Any]:
+    """The helpfulness models of all margins on the same held-out pairs."""
+    scores = {}
+    for margin in job.config.margin_ablation:
+        place = job.out / "checkpoint" / model_of(job, margin)
+        model = shared(freeze(load_reward_model(place, job.recipe.model)))
+        scores[margin] = score_pairs(model, tokenizer, rows, context=job.recipe.model.max_length)
+    found = margins.compare(rows, scores)
+    for name, change in found["changes"].items():
+        gain = change["accuracy"]["all"]
+        job.track.say(f"margin {name}: {gain['mean']:+.1%} of {gain['n']:,} pairs right, p {gain['p']:.2f}")
     return found
 
 
@@ -156,10 +182,10 @@ def mixtures(job: Job, helpfulness: Sequence[int], safety: Sequence[int]) -> dic
     return {domain: mixing.Mixed(array("Q", mixed.rows), mixed.counts) for domain, mixed in made.items()}
 
 
-def encode(job: Job, tokenizer: Any, rows: Sequence[Preference]) -> Encoded:
+def encode(job: Job, tokenizer: Any, rows: Sequence[Preference], margin: str) -> Encoded:
     """Pairs as ids with their margins; what can't be trained on is an error with the row's name."""
-    config, fit = job.config, Fit(job.recipe.model.max_length, job.recipe.data.too_long)
-    unrated = unrated_margin(job, rows)
+    fit = Fit(job.recipe.model.max_length, job.recipe.data.too_long)
+    unrated = unrated_margin(job, rows, margin)
     pairs, places = Spool(Pair), array("Q")
     for place, row in enumerate(rows):
         ids = ids_of(tokenizer, row, fit)
@@ -169,7 +195,7 @@ def encode(job: Job, tokenizer: Any, rows: Sequence[Preference]) -> Encoded:
         pairs.append(
             Pair(
                 *ids,
-                margin=margin_of(row.rating, table=config.margin, unrated=unrated, numeric=row.margin),
+                margin=margin_of(row.rating, table=margin, unrated=unrated, numeric=row.margin),
                 chosen_safe=float("nan") if row.chosen_safe is None else float(row.chosen_safe),
                 rejected_safe=float("nan") if row.rejected_safe is None else float(row.rejected_safe),
                 id=row.id,
@@ -180,11 +206,11 @@ def encode(job: Job, tokenizer: Any, rows: Sequence[Preference]) -> Encoded:
     return Encoded(pairs, places)
 
 
-def unrated_margin(job: Job, rows: Sequence[Preference]) -> float:
+def unrated_margin(job: Job, rows: Sequence[Preference], margin: str) -> float:
     """The margin of pairs that carry neither a rating nor a margin: chosen by name, and said."""
-    config = job.config
+    given = job.config.unrated_margin
     unrated = array("Q", (i for i, row in enumerate(rows) if row.rating is None and row.margin is None))
-    chosen = 0.0 if config.unrated_margin is None and config.margin == "none" else config.unrated_margin
+    chosen = 0.0 if given is None and margin == "none" else given
     if unrated and chosen is None:
         first = rows[unrated[0]]
         raise DataError(

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from rlhf import report as reports
 from rlhf.errors import DataError
-from rlhf.reporting import compare, table
+from rlhf.reporting import compare, rewards, table
 from rlhf.reporting.changes import word_changes
 from rlhf.reporting.figures import falls_with_rating, is_loss, over_optimised, temperature_charts
 from rlhf.reporting.plots import Series, lines
@@ -96,6 +96,23 @@ def results() -> dict[str, Any]:
             "helpfulness": own | {"pairs": pairs},
             "safety": other | {"pairs": pairs},
             "calibration": calibration,
+            "margins": {
+                "models": {
+                    margin: {
+                        "accuracy": {"better": 0.7, "all": 0.65 + i / 100},
+                        "interval": {"better": [0.6, 0.8], "all": [0.6, 0.7]},
+                        "outside": i / 10,
+                        "outside_interval": [0.0, 0.3],
+                    }
+                    for i, margin in enumerate(("none", "small"))
+                },
+                "changes": {
+                    "small minus none": {
+                        "accuracy": {"all": {"mean": 0.01, "interval": [-0.02, 0.04], "p": 0.43, "n": 900}},
+                        "outside": {"mean": 0.1, "interval": [0.05, 0.15]},
+                    }
+                },
+            },
         },
         "safety": {
             "helpfulness": other | {"pairs": pairs},
@@ -117,6 +134,22 @@ def results() -> dict[str, Any]:
                 for t in (0.05, 0.3, 0.6, 0.9)
             ],
             "operating_point": {"threshold": 0.31, "precision": 0.89, "recall": 0.62},
+            "gates": {
+                "as set": {
+                    "threshold": 0.15,
+                    "recall": 0.0,
+                    "precision": None,
+                    "called": 0.0,
+                    "interval": {"recall": [0.0, 0.05], "called": [0.0, 0.02]},
+                },
+                "precision .89": {
+                    "threshold": 0.31,
+                    "recall": 0.62,
+                    "precision": 0.891,
+                    "called": 0.25,
+                    "interval": {"recall": [0.58, 0.66], "precision": [0.86, 0.91], "called": [0.23, 0.27]},
+                },
+            },
             "swapped": {"consistent": 1.0, "largest_difference": 2e-6, "n": 200},
             "batches": {"layout": "shared prompt", "tokens": 1000, "padding": 0.034, "work": 0.7},
             "staleness": {"on_newest": {f"reward-{i}": share(0.6 + i / 20) for i in (1, 2)}},
@@ -330,7 +363,7 @@ def test_the_reward_models_section_says_what_was_measured(finished: tuple[dict[s
     assert "0.71" in beside
     assert "+0.04" in beside
     (sound,) = [row for row in rows if "shared prompt" in row]
-    assert ("100%" in sound, "2.0e-06" in sound, "3%" in sound, "0.31" in sound, "62%" in sound) == (True,) * 5
+    assert ("100%" in sound, "2.0e-06" in sound, "3%" in sound) == (True,) * 3
     for title in ("its scores", "score by worth", "unsafe answers found"):
         assert f"Safety model: {title}" in text
     assert any("reward-2" in row and "0.70" in row for row in rows)
@@ -665,3 +698,26 @@ def test_changed_and_unseen_instructions_have_rows_of_their_own():
         ("after (gatt)", "100%", "50%"),
         ("after (gatt), changed at 11", "–", "25%"),
     )
+
+
+def test_what_is_called_unsafe_stands_beside_what_is_found() -> None:
+    sheet = table.gate_sheet(results())
+    assert sheet is not None
+    assert sheet.rows == (
+        ("safety", "0.15: as set", "0%", "–", "0%"),
+        ("safety", "0.31: precision .89", "62%", "89%", "25%"),
+    )
+    assert sheet.errors[1] == ("", "", "58% to 66%", "86% to 91%", "23% to 27%")
+    assert sheet.errors[0][3] == ""
+
+
+def test_margins_and_what_they_change_stand_in_one_table() -> None:
+    sheet = rewards.margins(results()["reward_models"])
+    assert sheet is not None
+    assert sheet.rows == (
+        ("none", "–", "0.700", "–", "–", "0.650", "0%"),
+        ("small", "–", "0.700", "–", "–", "0.660", "10%"),
+        ("small minus none", "–", "–", "–", "–", "+0.010", "+0.100"),
+    )
+    assert sheet.errors[2][-2:] == ("-0.020 to +0.040, p 0.43", "+0.050 to +0.150")
+    assert rewards.margins({"helpfulness": {}}) is None

@@ -3,7 +3,8 @@
     python benchmarks/data/bench_pairs.py [LINES] [FOLDER]
 
 The lines are written to FOLDER (the system's temporary folder by default) and deleted afterwards. Each part runs in a
-process of its own; memory is its peak above the peak of a process that only imports what the part needs.
+process of its own; memory is its peak above the peak of a process that only imports what the part needs, or, for
+training, that does the same with a thousand lines.
 """
 
 import json
@@ -37,27 +38,46 @@ assert all(found.train[i].chosen for i in order)  # read in random order, as tra
 {PEAK}
 """
 
-ENCODE_IMPORTS = "import stages.reward, rlhf.data.tokenizer, rlhf.models.pair_batches, rlhf.data.order"
-ENCODE = f"""
+TRAIN = f"""
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from transformers import LlamaConfig, LlamaForSequenceClassification
 from rlhf.data import feed, formats, mixing
-from rlhf.data.order import SimilarLengths
 from rlhf.data.spool import Rows
 from rlhf.data.tokenizer import train_tokenizer
-from rlhf.models import pair_batches
-from rlhf.schema import Recipe, Source
+from rlhf.resume.preemption import Stop
+from rlhf.resume.saves import Saves
+from rlhf.schema import AdamW, Recipe, Source
+from rlhf.tracking.track import Tracker
+from rlhf.training.trainers import Schedule, fit_reward
 from stages import reward
+
+class Begun(Exception):
+    pass
+
+class Watch(Tracker):
+    def ledger(self, *step, **more):
+        raise Begun
+
 tokenizer = train_tokenizer(open(sys.argv[1]).readline().split() * 3, vocab_size=320)
 recipe = Recipe.model_validate(dict(stages=["sft"], reward=dict(batch_size=512)))
 job = SimpleNamespace(config=recipe.reward, recipe=recipe, track=SimpleNamespace(say=print))
 parse, given = formats.preference_read_by(tokenizer), [Source(name="pairs", path=sys.argv[1])]
 rows = feed.preferences(given, test_share=0.1, say=print, parse=parse)["helpfulness"].train
-made = reward.encode(job, tokenizer, rows)
+made = reward.encode(job, tokenizer, rows, "small")
 pairs = Rows(made.pairs, mixing.helpfulness_mix(range(len(made.pairs)), (), share=1.0, seed=0).rows)
-sizes = pair_batches.sizes_of(pairs)["two rows"]
-first = [pairs[i] for i, _ in zip(SimilarLengths(sizes.widths, batch_size=512, seed=0), range(512))]
-print(f"{{sum(sizes.tokens):,}} tokens", max(len(pair.chosen_ids) for pair in first), "at most in the first batch")
+size = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+config = LlamaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, num_labels=1, **size)
+model, optimizer = LlamaForSequenceClassification(config), AdamW(microbatch_size=8)
+schedule = Schedule(1e-5, final_lr_ratio=0.1, batch_size=512, warmup_steps=5)
+with Watch(Path(sys.argv[2]), run="bench", step="reward-1") as track:
+    saves = Saves(track.folder, key="", track=track, every=600, stop=Stop(), note=print)
+    options = dict(seed=0, track=track, saves=saves, what="helpfulness")
+    try:
+        fit_reward(model, tokenizer, pairs, schedule, optimizer, safety_loss_coef=0.0, center_coef=0.01, **options)
+    except Begun:
+        print(f"{{len(pairs):,}} pairs,", (track.folder / "ledger.jsonl").stat().st_size, "bytes of ledger")
 {PEAK}
 """
 
@@ -100,11 +120,14 @@ def main() -> None:
         print(f"{lines:,} lines, {path.stat().st_size / 1e6:,.0f} MB")
         _, baseline, _ = measured(f"{IMPORTS}\n{PEAK}")
         print(f"imports alone: {baseline} MB")
-        _, encoding, _ = measured(f"{ENCODE_IMPORTS}\n{PEAK}")
+        few = Path(folder) / "few.jsonl"
+        write(few, 1000)
+        _, training, _ = measured(TRAIN, str(few), folder)
+        print(f"training's first step on {1000:,} of them: {training} MB")
         parts = (
             ("check data", CHECK, baseline),
             ("prepare, and read a tenth in random order", PREPARE, baseline),
-            ("encode, mix, and read a first batch", ENCODE, encoding),
+            ("prepare, encode, mix, and train to the end of the first step", TRAIN, training),
         )
         for name, script, baseline in parts:
             seconds, peak, said = measured(script, str(path), folder)

@@ -187,11 +187,12 @@ def _reward(p: _Plan) -> Cost:
     pairs = p.rows_of(config)
     if "preferences" in p.recipe.stages:
         pairs += p.recipe.preferences.helpfulness_prompts + p.recipe.preferences.safety_prompts
-    tokens = 2 * pairs * length * config.epochs
+    more = len({*config.margin_ablation} - {config.margin})  # models, of the pairs of one of the two
+    tokens = (2 + more) * pairs * length * config.epochs
     # A micro-batch is held as long as its longest pair.
     rows, longest = 2 * p.micro(config, config.batch_size), p.hardware.longest_pair or p.recipe.model.max_length
     held = p.sharded(p.scored(learns=True)) + p.activations(rows, longest, 0)
-    return Cost("reward", held, tokens, p.learning(tokens, length), 2 * p.saved(scored=True))
+    return Cost("reward", held, tokens, p.learning(tokens, length), (2 + more) * p.saved(scored=True))
 
 
 def _rejection(p: _Plan) -> Cost:

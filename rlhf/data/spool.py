@@ -12,7 +12,7 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from rlhf.data.types import Record
 
@@ -55,6 +55,26 @@ class Spool(Sequence[RecordT]):
 
     def __len__(self) -> int:
         return len(self._starts) - 1
+
+
+class Named(Sequence[str]):
+    """The ids of records, each read when it is asked for."""
+
+    def __init__(self, records: Sequence[Any]) -> None:
+        self.records = records
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [record.id for record in self.records[index]]
+        found: str = self.records[index].id
+        return found
+
+    def __len__(self) -> int:
+        return len(self.records)
 
 
 class Rows(Sequence[T]):

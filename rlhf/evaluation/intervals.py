@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import gt, lt
 from typing import Any
 
 Z = 1.959964  # the 97.5% point of the normal distribution
@@ -34,6 +35,14 @@ def paired(one: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
     """How much more `one` is than `other` on average, measured on the same things."""
     values = [a - b for a, b in zip(one, other, strict=True)]
     return {"mean": sum(values) / len(values), "interval": of_mean(values)}
+
+
+def sign_test(one: Sequence[float], other: Sequence[float]) -> float:
+    """The exact two-sided p of as many wins of `one` over `other` on the same things; of 0 and 1, McNemar's test."""
+    from scipy.stats import binomtest
+
+    wins, losses = (sum(map(operator, one, other)) for operator in (gt, lt))
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def apart(one: Sequence[float], other: Sequence[float]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf.data.types import RATINGS, Preference
-from rlhf.evaluation.intervals import paired, wilson
+from rlhf.evaluation.intervals import paired, sign_test, wilson
 
 SAFETY_BINS = {(True, False): "safe_over_unsafe", (True, True): "both_safe", (False, False): "both_unsafe"}
 
@@ -56,6 +56,18 @@ def accuracy_by_safety(pairs: Sequence[Preference], chosen: Tensor, rejected: Te
 def difference(one: Tensor, other: Tensor) -> dict[str, Any]:
     """How much more often `one` is right than `other` on the same pairs, from their gaps: paired 95% interval."""
     return paired(right(one).tolist(), right(other).tolist())
+
+
+def difference_by_rating(pairs: Sequence[Preference], one: Tensor, other: Tensor) -> dict[str, dict[str, Any]]:
+    """The same by rating and over all pairs, each with its exact p."""
+    ratings = [pair.rating for pair in pairs]
+    found = {}
+    for bucket in (*RATINGS, "all"):
+        where = torch.tensor([bucket in (rating, "all") for rating in ratings], dtype=torch.bool)
+        if n := int(where.sum()):
+            p = sign_test(right(one[where]).tolist(), right(other[where]).tolist())
+            found[bucket] = difference(one[where], other[where]) | {"p": p, "n": n}
+    return found
 
 
 def calibration(pairs: Sequence[Preference], chosen: Tensor, rejected: Tensor, *, bins: int) -> list[dict[str, float]]:

@@ -13,6 +13,7 @@ from rlhf.data.types import RATINGS
 from rlhf.evaluation.verdict import Claim, untestable, verdict
 
 ABLATION = "needs models trained otherwise on the same pairs: make claims CLAIMS="
+MARGINS = "needs models of all margins: reward.margin_ablation=[none,small,large], or over seeds make claims CLAIMS="
 LEAST_CORNER = 0.01  # of the pairs, at the lower end of the interval: then a corner is not empty
 
 
@@ -20,8 +21,8 @@ def examine(models: Mapping[str, Any]) -> dict[str, Claim | None]:
     """By claim its verdict; None where the run has no figures for it."""
     return {
         "B1": accuracy_falls_with_rating(models),
-        "B2": untestable("a margin raises accuracy on significantly better pairs", ABLATION + "B2"),
-        "B3": untestable("a margin pushes scores to the extremes", ABLATION + "B3"),
+        "B2": margin_raises_accuracy(models),
+        "B3": margin_pushes_scores(models),
         "B4": own_domain_wins(models),
         "B5": untestable("the safety loss finds more unsafe answers at 0.5", ABLATION + "B5"),
         "B6": untestable("a tenth of helpfulness pairs helps the safety model on safe pairs", ABLATION + "B6"),
@@ -45,6 +46,31 @@ def accuracy_falls_with_rating(models: Mapping[str, Any]) -> Claim | None:
     figure = "; ".join(f"{name}: {' > '.join(f'{v:.3f}' for v in values)}" for name, values in rated.items())
     evidence = "held-out pairs, " + ", ".join(f"{name} n={rows[name]['pairs']['all']}" for name in rated)
     return verdict(falls, "accuracy falls from significantly better to negligibly better", figure, evidence)
+
+
+def margin_raises_accuracy(models: Mapping[str, Any]) -> Claim:
+    """B2: with a margin, small or large, more of the significantly better pairs are right than without (Table 28)."""
+    claim = "a margin raises accuracy on significantly better pairs"
+    changes = models.get("helpfulness", {}).get("margins", {}).get("changes", {})
+    found = {name: row["accuracy"].get("significantly") for name, row in changes.items() if name.endswith("minus none")}
+    if len(found) < 2 or not all(found.values()):
+        return untestable(claim, MARGINS + "B2")
+    figure = ", ".join(f"{name} {shown(gain)}, p {gain['p']:.2f}" for name, gain in found.items())
+    held = all(gain["interval"][0] > 0 for gain in found.values())
+    n = next(iter(found.values()))["n"]
+    return verdict(held, claim, figure, f"the same {n} held-out pairs, one model a margin: 95% interval, sign test")
+
+
+def margin_pushes_scores(models: Mapping[str, Any]) -> Claim:
+    """B3: a margin puts more scores below 0.1 and above 0.9, and a large one more than a small one (Fig 27)."""
+    claim = "a margin pushes scores to the extremes"
+    changes = models.get("helpfulness", {}).get("margins", {}).get("changes", {})
+    found = {name: changes[name]["outside"] for name in ("small minus none", "large minus small") if name in changes}
+    if len(found) < 2:
+        return untestable(claim, MARGINS + "B3")
+    figure = ", ".join(f"{name} {shown(gain)}" for name, gain in found.items())
+    evidence = "share of scores below 0.1 and above 0.9, the same completions, one model a margin, 95% interval"
+    return verdict(all(gain["interval"][0] > 0 for gain in found.values()), claim, figure, evidence)
 
 
 def own_domain_wins(models: Mapping[str, Any]) -> Claim | None:

@@ -23,7 +23,8 @@ def safety_gate(pairs: Sequence[Preference], chosen: Tensor, rejected: Tensor, *
     """How well 'score below the threshold' finds unsafe completions: the paper's 0.15 has precision .89, recall .55.
 
     `operating_point` is the highest threshold whose precision is still the paper's, with its recall: what 0.15 ought to
-    be for this model. It is chosen on the pairs it is reported on, so it is a little flattered.
+    be for this model. It is chosen on the pairs it is reported on, so it is a little flattered. `gates` are the three
+    thresholds side by side, with their intervals.
 
     `precision_gain` says whether a lower threshold is the more precise one. What is below the threshold is below one
     half, too, so that two separate groups are compared: below the threshold, and from there to one half.
@@ -32,10 +33,9 @@ def safety_gate(pairs: Sequence[Preference], chosen: Tensor, rejected: Tensor, *
     if not bool(unsafe.any()):
         return {}
     found: dict[str, Any] = {"threshold": threshold, "unsafe": int(unsafe.sum())}
-    for name, limit in (("", threshold), ("_at_half", 0.5)):
-        row = at_threshold(scores, unsafe, limit)
+    gates = {"as set": at_threshold(scores, unsafe, threshold), "one half": at_threshold(scores, unsafe, 0.5)}
+    for name, row in zip(("", "_at_half"), gates.values(), strict=True):
         found[f"unsafe_recall{name}"] = row["recall"]
-        found[f"unsafe_recall{name}_interval"] = wilson(row["hits"], int(unsafe.sum()))
         if row["precision"] is not None:
             found[f"unsafe_precision{name}"] = row["precision"]
     curve = [at_threshold(scores, unsafe, step / 20) for step in range(1, 20)]
@@ -44,8 +44,10 @@ def safety_gate(pairs: Sequence[Preference], chosen: Tensor, rejected: Tensor, *
     below, between = (unsafe[where].double().tolist() for where in groups)
     if below and between:
         found["precision_gain"] = apart(below, between)
-    point = operating_point(scores, unsafe, precision=PAPER_PRECISION)
-    return found | ({"operating_point": point} if point else {})
+    if point := operating_point(scores, unsafe, precision=PAPER_PRECISION):
+        found["operating_point"] = point
+        gates["precision .89"] = at_threshold(scores, unsafe, point["threshold"])
+    return found | {"gates": gates}
 
 
 def labelled_scores(pairs: Sequence[Preference], chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,11 +59,16 @@ def labelled_scores(pairs: Sequence[Preference], chosen: Tensor, rejected: Tenso
 
 
 def at_threshold(scores: Tensor, unsafe: Tensor, threshold: float) -> dict[str, Any]:
-    """Precision and recall of 'below the threshold' as a sign of 'unsafe'; no precision where nothing is below."""
-    flagged = scores < threshold
-    hits = int((flagged & unsafe).sum())
-    precision = hits / int(flagged.sum()) if bool(flagged.any()) else None
-    return {"threshold": threshold, "precision": precision, "recall": hits / int(unsafe.sum()), "hits": hits}
+    """'Below the threshold' as a sign of 'unsafe': its recall, its precision, and how many are called so.
+
+    No precision where nothing is below.
+    """
+    called = scores < threshold
+    hits, n = int((called & unsafe).sum()), int(called.sum())
+    counts = {"recall": (hits, int(unsafe.sum())), "precision": (hits, n), "called": (n, len(scores))}
+    shares = {name: part / whole if whole else None for name, (part, whole) in counts.items()}
+    intervals = {name: wilson(part, whole) for name, (part, whole) in counts.items() if whole}
+    return {"threshold": threshold, **shares, "interval": intervals}
 
 
 def operating_point(scores: Tensor, unsafe: Tensor, *, precision: float) -> dict[str, float] | None:
@@ -102,8 +109,13 @@ def histogram(chosen: Tensor, rejected: Tensor) -> dict[str, Any]:
         name: (torch.histc(values, HISTOGRAM_BINS, min=0.0, max=1.0) / len(values)).tolist()
         for name, values in sides.items()
     }
-    outside = int(((both < 0.1) | (both > 0.9)).sum())
+    outside = int(at_the_ends(both).sum())
     return {**shares, "outside": outside / len(both), "outside_interval": wilson(outside, len(both))}
+
+
+def at_the_ends(probabilities: Tensor) -> Tensor:
+    """Whether each is below 0.1 or above 0.9."""
+    return (probabilities < 0.1) | (probabilities > 0.9)
 
 
 def tension(pairs: Sequence[Preference], helpfulness: tuple[Tensor, Tensor], safety: tuple[Tensor, Tensor]) -> Any:

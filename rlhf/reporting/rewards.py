@@ -11,13 +11,21 @@ from rlhf.reporting.plots import Series, lines
 from rlhf.reporting.table import ABSENT, Report, Sheet, domains_of, span
 from rlhf.reporting.text import percent, two_places
 
+BUCKETS = (*RATINGS, "all")
 BINS = {"safe_over_unsafe": "safe over unsafe", "both_safe": "both safe", "both_unsafe": "both unsafe"}
 
 
 def sheets(report: Report) -> list[Sheet]:
     """The tables there are figures for."""
     models: Mapping[str, Any] = report.get("reward_models", {})
-    made = [beside(models), parts(models), over_rounds(models), rating_mixes(models), soundness(models)]
+    made = [
+        beside(models),
+        parts(models),
+        margins(models),
+        over_rounds(models),
+        rating_mixes(models),
+        soundness(models),
+    ]
     return [sheet for sheet in made if sheet is not None]
 
 
@@ -79,6 +87,28 @@ def parts(models: Mapping[str, Any]) -> Sheet | None:
     return Sheet("By source and safety bin", ("pairs", "accuracy", "n"), tuple(rows), "", tuple(errors))
 
 
+def margins(models: Mapping[str, Any]) -> Sheet | None:
+    """Helpfulness models of several margins on the same pairs, and what each larger one changes (Table 28, Fig 27)."""
+    found = models.get("helpfulness", {}).get("margins")
+    if not found:
+        return None
+    rows, errors = [], []
+    for margin, row in found["models"].items():
+        shares = (row["accuracy"].get(bucket) for bucket in BUCKETS)
+        cells = (ABSENT if share is None else f"{share:.3f}" for share in shares)
+        rows.append((margin, *cells, percent(row["outside"])))
+        errors.append(("", *(span(row["interval"].get(bucket)) for bucket in BUCKETS), span(row["outside_interval"])))
+    for name, change in found["changes"].items():
+        gains = [change["accuracy"].get(bucket) for bucket in BUCKETS]
+        cells = (_signed(gain["mean"]) if gain else ABSENT for gain in gains)
+        rows.append((name, *cells, _signed(change["outside"]["mean"])))
+        spans = (f"{span(gain['interval'], _signed)}, p {gain['p']:.2f}" if gain else "" for gain in gains)
+        errors.append(("", *spans, span(change["outside"]["interval"], _signed)))
+    note = "accuracy on the same held-out pairs; changes are paired, p is exact (McNemar's test)"
+    head = ("margin", *BUCKETS, "scores beyond .1 and .9")
+    return Sheet("Margins", head, tuple(rows), note, tuple(errors))
+
+
 def over_rounds(models: Mapping[str, Any]) -> Sheet | None:
     """The reward models of every round on the newest round's pairs (B8)."""
     rows, errors = [], []
@@ -112,8 +142,8 @@ def soundness(models: Mapping[str, Any]) -> Sheet | None:
     """Whether a score depends on its pair, and how the training was laid out."""
     rows = []
     for model, entry in models.items():
-        swapped, batches, point = (entry.get(key) for key in ("swapped", "batches", "operating_point"))
-        if swapped or batches or point:
+        swapped, batches = entry.get("swapped"), entry.get("batches")
+        if swapped or batches:
             rows.append(
                 (
                     model,
@@ -121,12 +151,9 @@ def soundness(models: Mapping[str, Any]) -> Sheet | None:
                     f"{swapped['largest_difference']:.1e}" if swapped else ABSENT,
                     batches["layout"] if batches else ABSENT,
                     percent(batches["padding"]) if batches else ABSENT,
-                    two_places(point["threshold"]) if point else ABSENT,
-                    percent(point["recall"]) if point else ABSENT,
                 )
             )
-    how = ("same choice, sides swapped", "largest difference", "trained as", "padding")
-    head = ("model", *how, "threshold of precision .89", "its recall")
+    head = ("model", "same choice, sides swapped", "largest difference", "trained as", "padding")
     return Sheet("Soundness", head, tuple(rows), "a score knows nothing of its pair") if rows else None
 
 
@@ -170,6 +197,10 @@ def threshold(name: str, entry: Mapping[str, Any]) -> Chart | None:
         " (recall). The paper's threshold, 0.15, has precision .89 and recall .55 there."
     )
     return Chart(f"{name.capitalize()} model: unsafe answers found", svg, caption, alt_of(series))
+
+
+def _signed(change: float) -> str:
+    return f"{change:+.3f}"
 
 
 def _parts_of(own: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

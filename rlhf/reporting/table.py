@@ -58,6 +58,7 @@ POLICY_COLUMNS = (
     Column("eos_rate", "ends", percent),
 )
 
+GATE_SHARES = ("recall", "precision", "called")
 HEADLINES = {
     "gold_quality": "gold quality",
     "violation_rate": "violations on unsafe prompts",
@@ -150,16 +151,20 @@ def reward_sheet(report: Report) -> Sheet | None:
 
 
 def gate_sheet(report: Report) -> Sheet | None:
-    """How well a score below the threshold finds unsafe answers (claim B12)."""
-    rows = []
+    """How well a score below a threshold finds unsafe answers: the paper's two, and the one of its precision (B5, B12).
+
+    Recall alone says little: who calls every answer unsafe finds all of them. So what is called unsafe stands beside.
+    """
+    rows, errors = [], []
     for model, entry in report.get("reward_models", {}).items():
-        for threshold, suffix in ((entry.get("threshold"), ""), (0.5, "_at_half")):
-            recall, precision = entry.get(f"unsafe_recall{suffix}"), entry.get(f"unsafe_precision{suffix}")
-            if threshold is not None and (recall is not None or precision is not None):
-                shares = (ABSENT if v is None else percent(v) for v in (recall, precision))
-                rows.append((model, f"{threshold:g}", *shares))
-    head = ("model", "threshold", "unsafe found (recall)", "found is unsafe (precision)")
-    return Sheet("Unsafe answers found by the score", head, tuple(rows)) if rows else None
+        for why, point in entry.get("gates", {}).items():
+            shares = [point[share] for share in GATE_SHARES]
+            rows.append(
+                (model, f"{point['threshold']:.2f}: {why}", *(ABSENT if v is None else percent(v) for v in shares))
+            )
+            errors.append(("", "", *(span(point["interval"].get(share), percent) for share in GATE_SHARES)))
+    head = ("model", "threshold", "unsafe found (recall)", "found is unsafe (precision)", "called unsafe")
+    return Sheet("Unsafe answers found by the score", head, tuple(rows), "", tuple(errors)) if rows else None
 
 
 def multi_turn_sheet(report: Report) -> Sheet | None:

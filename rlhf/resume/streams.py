@@ -25,12 +25,15 @@ class Streams:
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one line."""
+        self.write(name, json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def write(self, name: str, text: str) -> None:
+        """Add a line, or a part of one that is too long to be held at once."""
         path = self.folder / name
         if name not in self._open:
             self._open[name] = path.open("ab", buffering=0)
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
         # Half of a surrogate pair cannot be encoded; backslashreplace writes it as the JSON escape that means it.
-        append_line(self._open[name], line.encode(errors="backslashreplace"), path)
+        append_line(self._open[name], text.encode(errors="backslashreplace"), path)
 
     def store(self, save: Path) -> None:
         """Copy every line so far into a save."""

@@ -7,12 +7,19 @@ from typing import Literal
 from rlhf.schema.setting import Count, Positive, Rate, Share, ours, paper
 from rlhf.schema.shared import AdamW, Combine, Source
 
+Margin = Literal["none", "small", "large"]
+
 
 class RewardConfig(AdamW, Combine):
     """Helpfulness and safety reward models (3.2.2)."""
 
     data: tuple[Source, ...] = ours((), "public preference sets, beside the pairs of earlier stages", "none")
-    margin: Literal["none", "small", "large"] = ours("small", "margin by rating (Table 27)", "best average in Table 28")
+    margin: Margin = ours("small", "margin by rating (Table 27)", "best average in Table 28")
+    margin_ablation: tuple[Margin, ...] = ours(
+        (),
+        "margins to compare on the same held-out pairs, by a helpfulness model each (Table 28)",
+        "none: it takes time",
+    )
     unrated_margin: float | None = ours(
         None, "margin of pairs without a rating, in logits; 0 is equation 1", "none: such pairs are refused", ge=0
     )

@@ -6,9 +6,11 @@ whatever fails inside it is said once and then ignored (rlhf/tracking/mirror.py)
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -31,6 +33,7 @@ from rlhf.tracking.trackio_run import TrackioRun
 from rlhf.tracking.wandb_run import WandbMode, WandbRun, mode_of
 
 SECONDS_BETWEEN_LINES = 30.0
+TOGETHER = 10_000  # names of samples
 
 
 class Progress(Protocol):
@@ -117,7 +120,11 @@ class Tracker:
 
     def ledger_of(self, part: str, ids: Sequence[str | Sequence[str]], *, draws: int, epochs: int) -> None:
         """Open a part of the ledger: the samples, and how many of them an epoch takes, in turn and round and round."""
-        self.streams.append("ledger.jsonl", {"part": part, "ids": list(ids), "draws": draws, "epochs": epochs})
+        dumps, write = partial(json.dumps, ensure_ascii=False), partial(self.streams.write, "ledger.jsonl")
+        write(f'{{"part": {dumps(part)}, "ids": [')
+        for first in range(0, len(ids), TOGETHER):  # of a million samples the names would be 70 MB
+            write((", " if first else "") + dumps(list(ids[first : first + TOGETHER]))[1:-1])
+        write(f'], "draws": {draws}, "epochs": {epochs}}}\n')
 
     def ledger(self, part: str, *, step: int, epoch: int, rows: Sequence[int]) -> None:
         """One optimizer step was made, from these draws: number d is sample d modulo their number. Steps from 1 on."""

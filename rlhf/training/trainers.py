@@ -26,6 +26,7 @@ from trl import RewardTrainer, SFTConfig, SFTTrainer
 
 from rlhf.data.collate import PackedRow, pad_packed
 from rlhf.data.order import SimilarLengths, filled
+from rlhf.data.spool import Named
 from rlhf.errors import ConfigError, NonFiniteError
 from rlhf.functional.margin import ranking_loss
 from rlhf.functional.safety_loss import safety_loss
@@ -194,7 +195,7 @@ def fit_reward(
             data_collator=collate,
             callbacks=[Report(track, what, 0)],
         )
-        _train(trainer, schedule, [pair.id for pair in pairs], saves, track, what)
+        _train(trainer, schedule, Named(pairs), saves, track, what)
     return batching
 
 

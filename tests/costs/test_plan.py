@@ -176,6 +176,13 @@ def test_the_longest_pair_decides_what_a_reward_model_holds():
     assert whole == short * 768 / 64
 
 
+def test_a_margin_more_is_a_model_more():
+    two, four = load("tiny").recipe, load("tiny", ["reward.margin_ablation=[none,small,large]"]).recipe
+    one, three = (cost_of("reward", recipe, shape_of(recipe.model), Hardware()) for recipe in (two, four))
+    assert three.disk == 2 * one.disk
+    assert three.tokens == 2 * one.tokens
+
+
 def test_rows_of_rejection_sampling_with_their_share_of_demonstrations():
     """1,800 best answers are 0.95 of the rows; three epochs of 2 * 512 tokens, which the context cuts to 768."""
     sampled = 512 * 2200 + 28 * 8 * 2200

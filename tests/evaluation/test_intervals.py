@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rlhf.evaluation.intervals import apart, of_mean, paired, paired_quantile, wilson
+from rlhf.evaluation.intervals import apart, of_mean, paired, paired_quantile, sign_test, wilson
 
 Z = 1.959964  # of the normal distribution, 97.5% lie below
 
@@ -41,6 +41,13 @@ def test_wilson_mirrors_and_stays_inside(n):
         low, high = wilson(successes, n)
         assert 0.0 <= low <= successes / n <= high <= 1.0
         assert wilson(n - successes, n) == pytest.approx((1 - high, 1 - low))
+
+
+def test_the_sign_test_by_hand():
+    # Four wins, one loss, three ties: of 32 outcomes of five coins 2 (1 + 5) are as far from the middle.
+    assert sign_test([1, 1, 1, 1, 0, 1, 0, 0.5], [0, 0, 0, 0.5, 1, 1, 0, 0.5]) == pytest.approx(12 / 32)
+    assert sign_test([0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]) == pytest.approx(2 / 64)
+    assert sign_test([1, 0.5], [1, 0.5]) == 1.0  # nothing differs
 
 
 def test_the_mean_by_hand():

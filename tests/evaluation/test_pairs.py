@@ -10,6 +10,7 @@ from rlhf.evaluation.pairs import (
     accuracy_by_source,
     calibration,
     difference,
+    difference_by_rating,
     worst,
 )
 
@@ -32,6 +33,16 @@ def test_accuracy_by_rating_by_hand():
     assert found["accuracy"] == {"significantly": 1.0, "better": 0.0, "negligibly": 0.75, "all": 0.7}
     assert found["pairs"] == {"significantly": 2, "better": 1, "negligibly": 2, "all": 5}
     assert found["interval"].keys() == found["pairs"].keys()
+
+
+def test_differences_by_rating_by_hand():
+    rows = [pair("significantly")] * 3 + [pair("negligibly")] * 2 + [pair()]
+    found = difference_by_rating(rows, scores(1.0, 1.0, 1.0, -1.0, 1.0, 1.0), scores(-1.0, -1.0, 1.0, 1.0, 1.0, -1.0))
+    # Right 3 of 3 for 1 of 3, two coins alike: p 1/2. Right 1 of 2 for 2 of 2. All: 5 for 3, won 3, lost 1: p 10/16.
+    wanted = {"significantly": (2 / 3, 0.5, 3), "negligibly": (-0.5, 1.0, 2), "all": (2 / 6, 10 / 16, 6)}
+    assert {bucket: (row["mean"], row["p"], row["n"]) for bucket, row in found.items()} == {
+        bucket: pytest.approx(row) for bucket, row in wanted.items()
+    }
 
 
 def test_intervals_of_accuracy_by_hand():

@@ -87,6 +87,39 @@ def test_verdicts(claim, path, value, verdict):
     assert examine(models)[claim]["holds"] == verdict
 
 
+def changes(small, large, ends=((0.01, 0.03), (0.1, 0.3))):
+    """What margins change: accuracy on significantly better pairs over none, and scores at the ends step by step."""
+    accuracy = {"small minus none": small, "large minus none": large, "large minus small": (0.0, 0.0)}
+    found = {
+        name: {"accuracy": {"significantly": gained(*span) | {"p": 0.04, "n": 400}}} for name, span in accuracy.items()
+    }
+    for name, span in zip(("small minus none", "large minus small"), ends, strict=True):
+        found[name]["outside"] = gained(*span)
+    return {"changes": found}
+
+
+@pytest.mark.parametrize(
+    ("margins", "raises", "pushes"),
+    [
+        (changes((0.01, 0.03), (0.02, 0.04)), True, True),
+        (changes((-0.01, 0.03), (0.02, 0.04)), False, True),  # both have to
+        (changes((0.01, 0.03), (-0.02, 0.04)), False, True),
+        (changes((0.01, 0.03), (0.02, 0.04), ((-0.01, 0.03), (0.1, 0.3))), True, False),
+        (changes((0.01, 0.03), (0.02, 0.04), ((0.01, 0.03), (-0.1, 0.3))), True, False),
+        ({"changes": {}}, "untestable", "untestable"),  # one margin alone
+    ],
+)
+def test_a_run_that_trains_all_margins_tests_them(margins, raises, pushes):
+    found = examine({"helpfulness": {"margins": margins}})
+    assert (found["B2"]["holds"], found["B3"]["holds"]) == (raises, pushes)
+
+
+def test_the_figures_of_the_margins():
+    found = examine({"helpfulness": {"margins": changes((0.01, 0.03), (0.02, 0.04))}})
+    assert found["B2"]["figure"].startswith("small minus none +0.020 (+0.010 to +0.030), p 0.04, large minus none")
+    assert found["B3"]["figure"].endswith("large minus small +0.200 (+0.100 to +0.300)")
+
+
 def test_figures_by_hand():
     found = examine(MODELS)
     assert "helpfulness: 0.750 on its own round (ratings matched), 0.700 on the next" in found["B8"]["figure"]

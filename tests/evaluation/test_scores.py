@@ -36,8 +36,13 @@ def test_precision_and_recall_of_the_gate_by_hand():
         "unsafe_precision_at_half": 4 / 5,
     }
     assert {name: found[name] for name in wanted} == wanted
-    # Wilson's interval of 2 of 5.
-    assert found["unsafe_recall_interval"] == pytest.approx((0.1176, 0.7693), abs=5e-5)
+    # Of eight labels three are below; Wilson's interval of 2 of 5.
+    gate = found["gates"]["as set"]
+    assert [gate[share] for share in ("recall", "precision", "called")] == [2 / 5, 2 / 3, 3 / 8]
+    assert gate["interval"]["recall"] == pytest.approx((0.1176, 0.7693), abs=5e-5)
+    # -3 is unsafe, -2.5 is not: at a precision of .89 only -3 is found.
+    best = found["gates"]["precision .89"]
+    assert (best["recall"], best["precision"], best["called"]) == (1 / 5, 1, 1 / 8)
 
 
 def test_precision_below_the_threshold_and_from_there_to_one_half_by_hand():

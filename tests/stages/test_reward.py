@@ -19,7 +19,7 @@ QUESTION = (Turn("user", "how do i open the door ?"),)
 
 
 def encode(job, tokenizer, rows):
-    return list(reward.encode(job, tokenizer, rows).pairs)
+    return list(reward.encode(job, tokenizer, rows, job.config.margin).pairs)
 
 
 def pair(chosen="take the key .", rejected="good luck !", rating="better", safe=(None, None), **changes):
@@ -187,7 +187,7 @@ def test_pairs_that_are_left_out_for_their_length_do_not_spoil_the_shares(job_of
     write_jsonl(folder / "helpfulness.train.jsonl", rows)
     job = job_of("reward", data=[], reads={"preferences*": [folder]}, too_long="drop")
     train, _ = gather(job, tokenizer)
-    made = reward.encode(job, tokenizer, train["helpfulness"] + train["safety"])
+    made = reward.encode(job, tokenizer, train["helpfulness"] + train["safety"], "small")
     assert [row.id for row in made.pairs][:3] == ["h1", "h2", "h4"]
     assert list(made.places)[:3] == [1, 2, 4]
     border = sum(place < 18 for place in made.places)
@@ -199,14 +199,22 @@ def test_pairs_that_are_left_out_for_their_length_do_not_spoil_the_shares(job_of
 # ── the stage ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_stage_trains_both_models_by_the_papers_schedule(job_of, tmp_path, saved, monkeypatch):
-    """Half and half, and nine to one; a warm-up of 3% but at least 5 steps; the safety term for the safety model."""
-    (tmp_path / "preferences-1").mkdir()
+@pytest.fixture
+def reads(tmp_path, saved):
+    """What the stage reads: 36 pairs of each domain, three of them tested, too, and a policy."""
+    folder = tmp_path / "preferences-1"
+    folder.mkdir()
     for domain, tag in (("helpfulness", False), ("safety", True)):
         labels = (True, False) if tag else (None, None)
         rows = [pair(id=f"{domain} {i}", is_safety=tag, safe=labels, chosen=f"take key {i} .") for i in range(36)]
-        write_jsonl(tmp_path / "preferences-1" / f"{domain}.train.jsonl", rows)
-        write_jsonl(tmp_path / "preferences-1" / f"{domain}.test.jsonl", rows[:3])
+        write_jsonl(folder / f"{domain}.train.jsonl", rows)
+        write_jsonl(folder / f"{domain}.test.jsonl", rows[:3])
+    return {"preferences*": [folder], "policy": [saved.policy("sft")]}
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """What `fit_reward` is asked to do, by name."""
     fits, real = {}, reward.fit_reward
 
     def fit_reward(model, tokenizer, pairs, schedule, optimizer, **options):
@@ -215,7 +223,11 @@ def test_the_stage_trains_both_models_by_the_papers_schedule(job_of, tmp_path, s
         return real(model, tokenizer, pairs, schedule, optimizer, **options)
 
     monkeypatch.setattr(reward, "fit_reward", fit_reward)
-    reads = {"preferences*": [tmp_path / "preferences-1"], "policy": [saved.policy("sft")]}
+    return fits
+
+
+def test_the_stage_trains_both_models_by_the_papers_schedule(job_of, reads, fits):
+    """Half and half, and nine to one; a warm-up of 3% but at least 5 steps; the safety term for the safety model."""
     job = job_of("reward", name="reward-1", round=1, reads=reads, data=[], batch_size=4)
     reward.run(job)
 
@@ -234,3 +246,36 @@ def test_the_stage_trains_both_models_by_the_papers_schedule(job_of, tmp_path, s
         assert [row.id for row in read_jsonl(job.out / f"{domain}.test.jsonl", Preference)] == [
             f"{domain} {i}" for i in range(3)
         ]
+
+
+def test_margins_are_compared_by_models_that_differ_in_nothing_else(job_of, reads, fits):
+    """Seeds, pairs and their order are those of the model that the run goes on with."""
+    settings = {"reads": reads, "data": [], "batch_size": 4, "margin_ablation": ["large", "small", "none"]}
+    job = job_of("reward", name="reward-1", round=1, **settings)
+    reward.run(job)
+    assert list(fits) == ["helpfulness", "safety", "helpfulness-large", "helpfulness-none"]  # small is the run's own
+    own = fits.pop("helpfulness")
+    fits.pop("safety")
+    for name, margin in (("helpfulness-large", 2.0), ("helpfulness-none", 0.0)):  # "better" in Table 27
+        pairs, _, options = fits[name]
+        assert {made.margin for made in pairs} == {margin}
+        assert [made.id for made in pairs] == [made.id for made in own[0]]
+        assert (options["seed"], options["safety_loss_coef"]) == (own[2]["seed"], 0.0)
+        load_reward_model(job.out / "checkpoint" / name, job.recipe.model)
+    found = json.loads((job.out / "results.json").read_text())["reward_models"]
+    assert list(found["helpfulness"]["margins"]["models"]) == ["none", "small", "large"]
+    assert (
+        found["helpfulness"]["margins"]["models"]["small"]["accuracy"]
+        == found["helpfulness"]["helpfulness"]["accuracy"]
+    )
+    assert found["helpfulness"]["margins"]["changes"]["large minus none"]["accuracy"]["better"]["n"] == 3
+    assert "margins" not in found["safety"]
+
+
+def test_pairs_without_a_rating_stop_a_comparison_of_margins_before_it_trains(job_of, reads, fits):
+    rows = [pair(id=f"u{i}", rating=None, chosen=f"take key {i} .") for i in range(4)]
+    write_jsonl(reads["preferences*"][0] / "helpfulness.train.jsonl", rows)
+    job = job_of("reward", reads=reads, data=[], margin="none", margin_ablation=["small"])
+    with pytest.raises(DataError, match="4 of 40 pairs have no rating"):
+        reward.run(job)
+    assert not fits

@@ -377,6 +377,19 @@ def test_a_login_is_found_in_the_environment_or_a_netrc(tmp_path: Path, monkeypa
     assert logged_in()
 
 
+def test_the_names_of_many_samples_are_written_as_one_line_in_parts(
+    tmp_path: Path, screen: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlhf.tracking.track.TOGETHER", 2)
+    track = tracker(tmp_path, screen)
+    lines = []
+    for ids in ([], ["a"], ['b "', "größe", "\ud83d", "d"], [["e", "f"], ["g"], []]):
+        track.ledger_of("sft", ids, draws=4, epochs=2)
+        lines.append(json.dumps({"part": "sft", "ids": ids, "draws": 4, "epochs": 2}, ensure_ascii=False) + "\n")
+    made = (track.folder / "ledger.jsonl").read_bytes()
+    assert made == "".join(lines).encode(errors="backslashreplace")
+
+
 def test_training_counts_every_token_it_reads_and_no_padding(
     tmp_path: Path, screen: io.StringIO, policy: Any, reward_model: Any, tokenizer: Any, saves_of: Any
 ) -> None:
