@@ -1,8 +1,9 @@
 """PPO on the piecewise reward, held near the reference by a KL penalty (3.2.3)."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,12 +22,12 @@ from rlhf.functional.ppo import explained_variance, policy_loss, value_loss
 from rlhf.functional.whiten import moments, whiten
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import InProcess
-from rlhf.models.adapters import StartOf, learnt, trained
+from rlhf.models.adapters import StartOf
 from rlhf.models.combiner import Combiner
 from rlhf.models.gate import check_gate
 from rlhf.models.load import freeze, load_policy, load_reward_model, load_tokenizer, save, without_dropout
 from rlhf.models.reward_models import RewardModels
-from rlhf.models.shared import shared, whole
+from rlhf.models.shared import Learnt, clip, learners, learning, parts_of, shared, whole
 from rlhf.pipeline import Job
 from rlhf.processes import team
 from rlhf.rollout import (
@@ -70,20 +71,19 @@ def run(job: Job) -> None:
     optimizers = make_optimizers(models, config)
     keeper = Keeper(job, models, optimizers[0])
     track.ledger_of("ppo", [p.id for p in prompts], draws=config.batch_size, epochs=config.iterations)
-    state = {"policy": models.policy, "critic": models.critic, "combine": models.combine, "keeper": keeper}
+    state = {"policy": keeper.policy, "critic": Learnt(models.critic), "combine": models.combine, "keeper": keeper}
     state |= {"watch": keeper.watch, "policy_optimizer": optimizers[0], "critic_optimizer": optimizers[1]}
+    cut = bool(parts_of(models.policy))
     with track.progress(config.iterations, "ppo") as bar:
-        for iteration in job.saves.range(config.iterations, skipped=bar.advance, **state):
+        for iteration in job.saves.range(config.iterations, skipped=bar.advance, cut=cut, **state):
             if iteration == 0:
                 keeper.check(0)  # the policy as it came may turn out to be the best
             samples = collect(job, models, prompts, iteration)
             score, stats = combined_score(job, models, samples)
             rollout = Rollout.of(samples, pad_token_id=models.tokenizer.pad_token_id, device=models.policy.device)
-            with whole(models.reference):
-                learn = advantages_of(config, models, rollout, score, ids=[s.prompt.id for s in samples])
-            order = torch.randperm(
-                len(rollout), generator=torch.Generator().manual_seed(job.seed_of(f"minibatches {iteration}"))
-            )
+            learn = advantages_of(config, models, rollout, score, ids=[s.prompt.id for s in samples])
+            numbers = torch.Generator().manual_seed(job.seed_of(f"minibatches {iteration}"))
+            order = torch.randperm(len(rollout), generator=numbers)
             stats |= learn.stats | update(job, models, optimizers, rollout, learn, order, iteration)
             stats |= models.combine.follow(stats["reward/safety"])
             seen = stats | keeper.watch.look(stats)
@@ -97,13 +97,13 @@ def run(job: Job) -> None:
 def load_models(job: Job) -> Models:
     """Policy and reference start equal; the critic starts as the helpfulness model with a new head (ours)."""
     start, model = job.one("policy") / "checkpoint", job.recipe.model
-    policy = without_dropout(load_policy(start, model))
+    policy = shared(without_dropout(load_policy(start, model)))
     critic = without_dropout(load_reward_model(job.one("reward") / "checkpoint" / "helpfulness", model))
     torch.nn.init.zeros_(critic.score.weight)
-    reference = StartOf(policy) if model.lora.rank else shared(freeze(copy.deepcopy(policy)))
+    reference = StartOf(policy) if model.lora.rank else freeze(copy.deepcopy(policy))
     tokenizer = load_tokenizer(start)
     rewards = RewardModels.load(job.one("reward"), model, reads=tokenizer)
-    return Models(policy, critic, reference, rewards, tokenizer, Combiner.of(job.config))
+    return Models(policy, shared(critic), reference, rewards, tokenizer, Combiner.of(job.config))
 
 
 def make_optimizers(models: Models, config) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
@@ -111,8 +111,8 @@ def make_optimizers(models: Models, config) -> tuple[torch.optim.Optimizer, torc
     common = {"betas": (config.beta1, config.beta2), "eps": config.eps, "weight_decay": config.weight_decay}
     common["fused"] = True  # one pass over the weights, which a step of few answers otherwise mostly waits for
     return (
-        torch.optim.AdamW(trained(models.policy), lr=config.learning_rate, **common),
-        torch.optim.AdamW(trained(models.critic), lr=config.critic_learning_rate, **common),
+        torch.optim.AdamW(learners(models.policy), lr=config.learning_rate, **common),
+        torch.optim.AdamW(learners(models.critic), lr=config.critic_learning_rate, **common),
     )
 
 
@@ -143,7 +143,8 @@ def answered(job: Job, models: Models, prompts: list[Prompt], *, label: str) -> 
     """One answer to each prompt."""
     sampling = Sampling(1, job.config.temperature, job.config.max_new_tokens)
     engine = InProcess(models.policy, job.recipe.generation.rows_per_batch)
-    groups = sample(engine, models.tokenizer, prompts, sampling, seed=job.seed_of(label))
+    with whole(models.policy):
+        groups = sample(engine, models.tokenizer, prompts, sampling, seed=job.seed_of(label))
     return [group[0] for group in groups]
 
 
@@ -177,6 +178,11 @@ class Learn:
     returns: Tensor
     stats: dict[str, float]
 
+    def rows(self, index: Tensor, width: int) -> "Learn":
+        """These rows, cut to the longest answer among them."""
+        given = (self.old_logprobs, self.old_values, self.advantages, self.returns)
+        return Learn(*(x[index, :width] for x in given), self.stats)
+
 
 @torch.no_grad()
 def advantages_of(config, models: Models, rollout: Rollout, score: Tensor, *, ids: Sequence[str]) -> Learn:
@@ -184,19 +190,16 @@ def advantages_of(config, models: Models, rollout: Rollout, score: Tensor, *, id
     mask = rollout.completion_mask
     models.policy.eval()
     models.critic.eval()
-    found = torch.zeros(3, *mask.shape, device=mask.device)
     parts = own_parts(config, rollout, torch.arange(len(rollout)))
-    agrees = bool(parts) and sampler_agrees(config, models.policy, rollout.rows(parts[0][:1]))
-    for index in parts:
-        part = rollout.rows(index)
-        width = part.tokens.shape[1]
-        sampled = part.old_logprobs
-        if not agrees:
-            sampled = completion_logprobs(models.policy, part, temperature=config.temperature)
-        found[0, index, :width] = sampled
-        found[1, index, :width] = completion_logprobs(models.reference, part, temperature=config.temperature)
-        found[2, index, :width] = completion_values(models.critic, part)
-    logprobs, reference, values = team.summed(found)  # a row is one process's and zero elsewhere
+    logprobs_of = partial(completion_logprobs, temperature=config.temperature)
+    with whole(models.policy):
+        agrees = bool(parts) and sampler_agrees(config, models.policy, rollout.rows(parts[0][:1]))
+        sampled = (lambda policy, part: part.old_logprobs) if agrees else logprobs_of
+        logprobs = read_off(models.policy, sampled, rollout, parts)
+    with whole(models.reference):
+        reference = read_off(models.reference, logprobs_of, rollout, parts)
+    with whole(models.critic):
+        values = read_off(models.critic, completion_values, rollout, parts)
     kl = kl_estimate(logprobs, reference, mask, estimator=config.kl_estimator)
     for made, name in (
         (logprobs, "a log-probability of the policy"),
@@ -218,6 +221,15 @@ def advantages_of(config, models: Models, rollout: Rollout, score: Tensor, *, id
     }
     whitened_advantages = whiten(advantages, mask, moments(advantages, mask), epsilon=1e-8)
     return Learn(logprobs, values * mask, whitened_advantages, returns, stats)
+
+
+def read_off(model: Any, read: Callable[[Any, Rollout], Tensor], rollout: Rollout, parts: Sequence[Tensor]) -> Tensor:
+    """[B, T] what a model says of all rows, of which this process reads its `parts`."""
+    found = torch.zeros_like(rollout.old_logprobs)
+    for index in parts:
+        part = rollout.rows(index)
+        found[index, : part.tokens.shape[1]] = read(model, part)
+    return team.summed(found)  # a row is one process's and zero elsewhere
 
 
 def sampler_agrees(config, policy: PreTrainedModel, longest: Rollout) -> bool:
@@ -243,61 +255,57 @@ def update(
     minibatches = order.split(config.minibatch_size)
     for number, index in enumerate(minibatches, start=iteration * len(minibatches) + 1):
         tokens = rollout.completion_mask[index].sum()
-        for part in own_parts(config, rollout, index):
-            stats = backward(config, models, rollout.rows(part), learn, part, tokens)
-            for name, value in stats.items():
-                sums[name] += value / len(minibatches)
-            if index is minibatches[0]:
-                sums["val/ratio_first"] += stats["val/ratio"]
-        for parameter in trained(models.policy) + trained(models.critic):
-            parameter.grad = team.summed(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
-        norms = [
-            torch.nn.utils.clip_grad_norm_(trained(model), config.max_grad_norm)
-            for model in (models.policy, models.critic)
-        ]
-        for name, norm in zip(("policy", "critic"), norms, strict=True):
-            rows = torch.as_tensor(norm).expand(len(index), 1)
+        for name, loss_of in (("policy", policy_loss_of), ("critic", critic_loss_of)):
+            model = getattr(models, name)
+            with learning(model):
+                for rows in own_parts(config, rollout, index):
+                    part = rollout.rows(rows)
+                    loss, stats = loss_of(config, model, part, learn.rows(rows, part.tokens.shape[1]), tokens)
+                    loss.backward()
+                    for statistic, value in stats.items():
+                        sums[statistic] += value / len(minibatches)
+                    if index is minibatches[0]:
+                        sums["val/ratio_first"] += stats.get("val/ratio", 0.0)
+            norm = clip(model, config.max_grad_norm).expand(len(index), 1)
             names, ids = [str(int(i)) for i in index], rollout.input_ids[index]
-            require_finite(rows, f"the gradient of the {name}", ids=names, step=number, where=job.name, input_ids=ids)
+            require_finite(norm, f"the gradient of the {name}", ids=names, step=number, where=job.name, input_ids=ids)
         critic_optimizer.step()
         if iteration >= config.critic_warmup:
             policy_optimizer.step()
         policy_optimizer.zero_grad()
         critic_optimizer.zero_grad()
-        drawn = [int(i) + iteration * config.batch_size for i in index]
-        job.track.ledger("ppo", step=number, epoch=iteration, rows=drawn)
+        job.track.ledger("ppo", step=number, epoch=iteration, rows=[int(i) + iteration * len(order) for i in index])
     total = team.summed(torch.tensor(list(sums.values()), dtype=torch.float64))  # each has its own micro-batches
     return dict(zip(STATISTICS, total.tolist(), strict=True))
 
 
-def backward(config, models: Models, part: Rollout, learn: Learn, index: Tensor, tokens: Tensor) -> dict[str, float]:
-    """Gradients of one micro-batch, and its share of the mini-batch's statistics.
+def policy_loss_of(
+    config, policy: PreTrainedModel, part: Rollout, learn: Learn, tokens: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """The policy's loss on one micro-batch, and its share of the mini-batch's statistics.
 
     Everything is divided by the mini-batch's number of `tokens`, so that micro-batches add up to it exactly.
     """
-    width = part.tokens.shape[1]
-    old_logprobs, old_values, advantages, returns = (
-        x[index, :width] for x in (learn.old_logprobs, learn.old_values, learn.advantages, learn.returns)
-    )
-    mask = part.completion_mask
-    logprobs, undecided = completion_choices(models.policy, part, temperature=config.temperature, undecided=entropy)
-    loss, stats = policy_loss(
-        logprobs, old_logprobs, advantages, mask, clip_range=config.clip_range, denominator=tokens
-    )
-    loss.backward()
-    values = completion_values(models.critic, part)
-    critic_loss = value_loss(
-        values, old_values, returns, mask, value_clip_range=config.value_clip_range, denominator=tokens
-    )
-    critic_loss.backward()
-    return {
+    logprobs, undecided = completion_choices(policy, part, temperature=config.temperature, undecided=entropy)
+    given, how = (learn.old_logprobs, learn.advantages), {"clip_range": config.clip_range, "denominator": tokens}
+    loss, stats = policy_loss(logprobs, *given, part.completion_mask, **how)
+    return loss, {
         "loss/policy_avg": loss.item(),
-        "loss/value_avg": critic_loss.item(),
         "policy/clipfrac_avg": float(stats.clip_fraction),
         "policy/approxkl_avg": float(stats.approx_kl),
         "val/ratio": float(stats.ratio_mean),
         "objective/entropy": (undecided.sum() / tokens).item(),
     }
+
+
+def critic_loss_of(
+    config, critic: PreTrainedModel, part: Rollout, learn: Learn, tokens: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """The critic's, likewise."""
+    values = completion_values(critic, part)
+    given, how = (learn.old_values, learn.returns), {"value_clip_range": config.value_clip_range, "denominator": tokens}
+    loss = value_loss(values, *given, part.completion_mask, **how)
+    return loss, {"loss/value_avg": loss.item()}
 
 
 class Keeper(EarlyStopping):
@@ -306,14 +314,15 @@ class Keeper(EarlyStopping):
     def __init__(self, job: Job, models: Models, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(job.config)
         self.job, self.models, self.optimizer, self.watch = job, models, optimizer, Watch(job.track.say)
+        self.policy = Learnt(models.policy)
         self.prompts = feed.asked(job, job.config.heldout_prompts, label="heldout", side="validation")
 
     def weights(self) -> dict[str, Any]:
-        return learnt(self.models.policy)
+        return {name: weight.clone() for name, weight in self.policy.state_dict().items()}
 
     def roll_back(self, why: str) -> None:
         """The best policy again, without the momentum that led away from it."""
-        self.models.policy.load_state_dict(self.best_weights, strict=False)  # what is frozen is what it was
+        self.policy.load_state_dict(self.best_weights)
         self.optimizer.state.clear()
         self.job.track.say(f"{why}: back to the policy of iteration {self.best_iteration}")
 
@@ -323,7 +332,7 @@ class Keeper(EarlyStopping):
         samples = answered(self.job, models, self.prompts, label="heldout")
         score, _ = combined_score(self.job, models, samples)
         same = {"temperature": config.temperature, "pad_token_id": models.tokenizer.pad_token_id}
-        with whole(models.reference):
+        with whole(models.policy, models.reference):
             kl = mean_kl(models.policy, models.reference, samples, **same)
         gold = {f"heldout/{key}": value for key, value in gold_of(samples).items()}
         values = {"heldout/reward_combined": score.mean().item(), "heldout/kl": kl} | gold
@@ -334,7 +343,8 @@ class Keeper(EarlyStopping):
         self.judge(iteration, reward=values["heldout/reward_combined"], kl=kl)
 
     def save(self) -> None:
-        self.models.policy.load_state_dict(self.best_weights, strict=False)
+        self.policy.load_state_dict(self.best_weights)
         self.job.track.say(f"stopped: {self.why}; kept iteration {self.best_iteration}")
         self.job.write_results({"stopped": self.why, "best_iteration": self.best_iteration})
-        save(self.models.policy, self.models.tokenizer, self.job.out / "checkpoint")
+        with whole(self.models.policy):
+            save(self.models.policy, self.models.tokenizer, self.job.out / "checkpoint")

@@ -14,12 +14,12 @@ from warnings import catch_warnings
 
 import peft
 from safetensors.torch import load_file
-from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from rlhf.errors import ConfigError
+from rlhf.models.shared import Part, parts_of, whole
 from rlhf.schema.model import LoraConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -87,12 +87,6 @@ def trained(model: PreTrainedModel) -> list[Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def learnt(model: PreTrainedModel) -> dict[str, Tensor]:
-    """A copy of what training changes: all weights, or those of the adapter and its head."""
-    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return {name: value.detach().clone() for name, value in model.state_dict().items() if name in wanted}
-
-
 class StartOf:
     """An adapted policy as it was when this was made: its reference in PPO, at the price of one small adapter.
 
@@ -102,13 +96,19 @@ class StartOf:
 
     def __init__(self, policy: PreTrainedModel) -> None:
         self.policy = policy
-        state = policy.get_adapter_state_dict(LEARNT)
-        self.plain = all(not bool(value.any()) for name, value in state.items() if "lora_B" in name)
-        if not self.plain:
-            with catch_warnings(action="ignore", category=UserWarning):  # peft warns of a second adapter
-                policy.add_adapter(policy.peft_config[LEARNT], adapter_name=START)
-            peft.set_peft_model_state_dict(policy, state, adapter_name=START)
-            policy.set_adapter(LEARNT)
+        with whole(policy):
+            state = policy.get_adapter_state_dict(LEARNT)
+            self.plain = all(not bool(value.any()) for name, value in state.items() if "lora_B" in name)
+            if not self.plain:
+                with catch_warnings(action="ignore", category=UserWarning):  # peft warns of a second adapter
+                    policy.add_adapter(policy.peft_config[LEARNT], adapter_name=START)
+                peft.set_peft_model_state_dict(policy, state, adapter_name=START)
+                policy.set_adapter(LEARNT)
+
+    @property
+    def parts(self) -> list[Part]:
+        """Where the policy is shared, so is this."""
+        return parts_of(self.policy)
 
     def base_model(self, **inputs: Any) -> Any:
         """The body's forward."""

@@ -73,6 +73,17 @@ class Save:
         """What this process held alone; None where others made the save than go on from it."""
         return self._held(f"own-{team.rank()}") if self.alike else None
 
+    def refused(self, step: str, *, held: str) -> MissingError:
+        """Of the models each process held so much, and those that would go on do not."""
+        return MissingError(
+            f"save {self.number} was made by {len(self.tokens)} processes that each held {held}",
+            where=step,
+            hints=[
+                f"go on with as many, under {self.engine}",
+                f"or begin the step anew: delete {shown(self.folder.parent)}",
+            ],
+        )
+
     def _held(self, name: str) -> Any:
         from safetensors.torch import load_file
 
@@ -182,27 +193,41 @@ class Saves:
         self._finished.append(part)
 
     def range(
-        self, n: int, *, part: str = "loop", skipped: Callable[[int], None] = lambda n: None, **things: Stateful
+        self,
+        n: int,
+        *,
+        part: str = "loop",
+        skipped: Callable[[int], None] = lambda n: None,
+        cut: bool = False,
+        **things: Stateful,
     ) -> Iterator[int]:
-        """`range(n)` that goes on where a killed run was; `things` are saved after an iteration and put back before."""
+        """`range(n)` that goes on where a killed run was; `things` are saved after an iteration and put back before.
+
+        Where they are `cut` each process holds its parts of them and saves those; else they are the same on all.
+        """
         from rlhf.resume.state import random_state, set_random_state
 
         start, save = 0, self.begin(part)
         if save is not None:
-            held = save.state()
+            held, own = save.state(), save.own() or {}
+            states = (own if cut else held).get("things")
+            if states is None:
+                raise save.refused(self.track.step, held="a part" if "things" not in held else "all of it")
             start = held["next"]
             for name, thing in things.items():
-                thing.load_state_dict(held["things"][name])
-            if (random := save.own()) is not None:
-                set_random_state(random)
+                thing.load_state_dict(states[name])
+            if own:
+                set_random_state(own["random"])
             skipped(start)
         with self.stop.patience(), keeping(afresh):
             for i in range(start, n):
                 self.iteration = i + 1
                 yield i
                 if self.due():
-                    states = {name: thing.state_dict() for name, thing in things.items()}
-                    self.write(part, {"next": i + 1, "things": states}, random_state())
+                    state: dict[str, Any] = {"next": i + 1}
+                    own = {"random": random_state()}
+                    (own if cut else state)["things"] = {name: thing.state_dict() for name, thing in things.items()}
+                    self.write(part, state, own)
         self.finish(part)
 
     # --- reading ---

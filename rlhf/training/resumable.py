@@ -18,8 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from rlhf.checkpoint import shown
-from rlhf.errors import MissingError, NonFiniteError
+from rlhf.errors import NonFiniteError
 from rlhf.processes import team, zero
 from rlhf.resume.saves import Saves
 from rlhf.resume.state import cut_like, random_state, set_random_state
@@ -56,12 +55,7 @@ class ResumableTrainer(Trainer):
                 self.own = save.own() or {}
                 self.held = save.state() | self.own
                 if "model" not in self.held:
-                    made = f"save {save.number} was made by {len(save.tokens)} processes that each held a part"
-                    hints = [
-                        f"go on with as many, under {save.engine}",
-                        f"or begin the step anew: delete {shown(saves.folder)}",
-                    ]
-                    raise MissingError(made, where=track.step, hints=hints)
+                    raise save.refused(track.step, held="a part")
                 place = Path(self.args.output_dir) / TRAINER_STATE_NAME  # the one file it insists on reading itself
                 place.write_text(json.dumps(self.held["trainer"]), encoding="utf-8")
                 self.train(resume_from_checkpoint=self.args.output_dir)

@@ -20,8 +20,8 @@ CUT = {"ACCELERATE_USE_FSDP": "true"}
 
 @pytest.mark.parametrize(
     ("step", "environment"),
-    [(step, {}) for step in lives.KILLED] + [("sft", CUT), ("reward-2", CUT)],
-    ids=[*lives.KILLED, "sft-cut", "reward-2-cut"],
+    [(step, {}) for step in lives.KILLED] + [(step, CUT) for step in ("sft", "reward-2", "ppo")],
+    ids=[*lives.KILLED, "sft-cut", "reward-2-cut", "ppo-cut"],
 )
 def test_killed_at_random_the_end_is_the_same_bit_for_bit(zygote, undisturbed, tmp_path, step, environment):
     folder = lives.without(undisturbed, step, tmp_path)
@@ -99,26 +99,28 @@ def test_nobody_leaves_before_the_save_is_whole(zygote, undisturbed, tmp_path):
     assert [zygote.wait() for _ in pids] == [75, 75]
 
 
+@pytest.mark.parametrize("step", ["sft", "ppo"])
 @pytest.mark.parametrize(("before", "after"), [({}, CUT), (CUT, {})], ids=["cut-now", "whole-now"])
-def test_another_engine_goes_on_from_a_whole_save_and_is_refused_a_cut_one(
-    zygote, undisturbed, tmp_path, before, after
+def test_another_engine_goes_on_from_a_whole_save_of_the_trainer_and_is_refused_others(
+    zygote, undisturbed, tmp_path, step, before, after
 ):
-    folder = lives.without(undisturbed, "sft", tmp_path)
-    command, run_dir = ["run", "stage=sft", *lives.SMALL, "save_every=0s"], folder / "runs" / "tiny"
+    folder = lives.without(undisturbed, step, tmp_path)
+    command, run_dir = ["run", f"stage={step}", *lives.SMALL, "save_every=0s"], folder / "runs" / "tiny"
     pids = zygote.start_together(command, folder, before, processes=2)
-    while not list(run_dir.glob(".sft.partial/resume/save-*")):
+    while not list(run_dir.glob(f".{step}.partial/resume/save-*")):
         time.sleep(0.01)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     assert [zygote.wait() for _ in pids] == [-9, -9]
-    assert list(run_dir.glob(".sft.rank-*"))  # the second's folder
+    assert list(run_dir.glob(f".{step}.rank-*"))  # the second's folder
     pids = zygote.start_together(command, folder, after, processes=2)
     codes, said = [zygote.wait() for _ in pids], (folder / "log").read_text()
-    assert not list(run_dir.glob(".sft.rank-*"))
-    if before:
+    assert not list(run_dir.glob(f".{step}.rank-*"))
+    if before or step == "ppo":
+        held, engine = ("a part", "fsdp") if before else ("all of it", "ddp")
         assert codes == [69, 69]
-        assert "made by 2 processes that each held a part" in said
-        assert "go on with as many, under fsdp" in said
+        assert f"made by 2 processes that each held {held}" in said
+        assert f"go on with as many, under {engine}" in said
     else:
         assert codes == [0, 0], said[-3000:]
         assert "made by 2 processes: its last bits may differ" in said

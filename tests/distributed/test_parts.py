@@ -116,7 +116,7 @@ def share(out):
     model, alike = (load_reward_model(Path(out) / "whole-reward" / "checkpoint", WHOLE) for _ in range(2))
     kept = shared(freeze(model))
     def size():
-        return sum(parameter.numel() for parameter in kept.parameters()), sum(len(part) for part, _ in kept.parts)
+        return sum(parameter.numel() for parameter in kept.parameters()), sum(len(part.own) for part in kept.parts)
     sizes = [size()]
     with whole(kept):
         sizes += [size(), all(torch.equal(a, b) for a, b in zip(kept.parameters(), alike.parameters(), strict=True))]

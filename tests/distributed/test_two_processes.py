@@ -111,7 +111,7 @@ RECIPE = {
     },
 }
 STAGES = ("evaluate", "ppo", "gatt", "distill", "rejection", "reward", "preferences", "sft", "base")
-TRAINED = ("gatt", "distill", "rejection", "reward", "sft")  # by the Trainer, which models are cut for
+CUT = ("ppo", "gatt", "distill", "rejection", "reward", "sft", "base")
 ENGINES = {
     "fsdp": {"ACCELERATE_USE_FSDP": "true"},
     "zero3": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
@@ -181,10 +181,10 @@ def two(one, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["fsdp", pytest.param("zero3", marks=ABSENT)])
 def cut(one, tmp_path_factory, request):
-    """The same with models in parts. PPO's are whole; so is a base that is made, until it is in the Trainer's hands."""
+    """The same with models in parts; a base that is made is whole."""
     folder = tmp_path_factory.mktemp("cut")
     shutil.copytree(one, folder, dirs_exist_ok=True)
-    again(folder, [stage for stage in STAGES if stage in ("ppo", *TRAINED, "base")], **ENGINES[request.param])
+    again(folder, CUT, **ENGINES[request.param])
     return folder
 
 

@@ -282,9 +282,10 @@ def test_as_many_steps_as_minibatches_and_every_row_once(job_of, models, steps, 
 
 
 def test_the_ratio_is_one_until_the_first_step(job_of, models, monkeypatch):
-    found, real = [], ppo.backward
-    monkeypatch.setattr(ppo, "backward", lambda *args: found.append(real(*args)) or found[-1])
+    made, real = [], ppo.policy_loss_of
+    monkeypatch.setattr(ppo, "policy_loss_of", lambda *args: made.append(real(*args)) or made[-1])
     _, stats = updated(job_of("ppo", **(SMALL | {"minibatch_size": 2})), models)
+    found = [each for _, each in made]
     assert len(found) == 4
     assert found[0]["val/ratio"] == pytest.approx(1, abs=1e-5)
     assert found[0]["policy/approxkl_avg"] == pytest.approx(0, abs=1e-8)

@@ -1,0 +1,85 @@
+"""What two processes hold in PPO: counted in the run itself, of weights, gradients, moments and the best policy."""
+
+import json
+
+import lives
+import pytest
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(600)]
+COUNT = """
+import gc, json, os
+from contextlib import contextmanager
+from pathlib import Path
+from torch.optim import AdamW
+from transformers import PreTrainedModel
+import rlhf.models.score as score
+import stages.ppo as ppo
+
+most = {"rest": 0, "whole": 0, "learning": 0}
+
+def note(when):
+    held = []
+    for thing in gc.get_objects():
+        if isinstance(thing, PreTrainedModel):
+            held += [*thing.parameters(), *(part.own for part in getattr(thing, "parts", ()))]
+        elif isinstance(thing, AdamW):
+            held += [moment for state in thing.state.values() for moment in state.values() if moment.dim()]
+        elif isinstance(thing, ppo.Keeper):
+            held += thing.best_weights.values() if thing.best_weights else ()
+    held += [each.grad for each in held if each.grad is not None]
+    places = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
+    most[when] = max(most[when], sum(places.values()))
+    Path(f"held-{os.environ['RANK']}").write_text(json.dumps(most))
+
+def noting(module, name, when):
+    real = getattr(module, name)
+    @contextmanager
+    def noted(*models):
+        with real(*models):
+            yield
+            note(when)
+    setattr(module, name, noted)
+
+noting(ppo, "whole", "whole")
+noting(score, "whole", "whole")
+noting(ppo, "learning", "learning")
+update = ppo.update
+def updated(*given):
+    found = update(*given)
+    note("rest")
+    return found
+ppo.update = updated
+"""
+
+ENGINES = {
+    "ddp": {},
+    "fsdp": {"ACCELERATE_USE_FSDP": "true"},
+    "zero3": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bytes_at_rest_and_at_the_peak(zygote, undisturbed, tmp_path, engine):
+    folder, hook = lives.without(undisturbed, "ppo", tmp_path), tmp_path / "hook.py"
+    hook.write_text(COUNT)
+    environment = {"RLHF_TEST_HOOK": str(hook), **ENGINES[engine]}
+    pids = zygote.start_together(["run", "stage=ppo", *lives.SMALL], folder, environment, processes=2)
+    assert [zygote.wait() for _ in pids] == [0, 0], (folder / "log").read_text()[-3000:]
+    policy, critic = (
+        sum(weight.nbytes for weight in load_file(undisturbed / made / "model.safetensors").values())
+        for made in ("gatt/checkpoint", "reward-2/checkpoint/helpfulness")
+    )
+    # Two learn, with two moments each; the reference, two reward models and the best policy beside them.
+    everything = 3 * policy + 3 * critic + policy + 2 * critic + policy
+    for rank in (0, 1):
+        held = json.loads((folder / f"held-{rank}").read_text())
+        if engine == "ddp":
+            assert held == {"rest": everything, "whole": everything, "learning": everything + policy + critic}
+            continue
+        assert held["rest"] == pytest.approx(everything / 2, abs=100)
+        # Policy and reference, when the KL to it is taken of held-out answers.
+        assert held["whole"] == pytest.approx(everything / 2 + 2 * policy, abs=100)
+        # The policy and its gradients; or the critic and its own, when the policy's are there in parts.
+        fullest = max(2 * policy, 2 * critic + policy / 2)
+        assert held["learning"] == pytest.approx(everything / 2 + fullest, abs=100)
