@@ -1,16 +1,23 @@
 """Verdicts over seeds, worked by hand; the table of claims is whole, and its arms are steps of the default recipe."""
 
 import json
+import os
 import random
-from types import SimpleNamespace
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from benchmarks.claims import __main__ as runner
-from benchmarks.claims.table import ARMS, TABLE
+from benchmarks.claims import arms
+from benchmarks.claims.table import ARMS, TABLE, Arm
 from rlhf.config import load, merge, split
 from rlhf.data.conversations import Without
-from rlhf.errors import MissingError
+from rlhf.errors import MissingError, RlhfError
 from rlhf.evaluation.experiments import Experiment, at, judge, lower_bound
 from rlhf.microworld.dialogues import LISTS
 from rlhf.microworld.instructions import STYLE_WORDS
@@ -157,14 +164,14 @@ def test_an_arm_without_refresh_links_the_first_reward_models_only(tmp_path):
         (tmp_path / "run" / step).mkdir(parents=True)
         (tmp_path / "run" / step / "manifest.json").write_text("{}")
     recipe = load("tiny", list(ARMS["no-refresh"].settings)).recipe
-    runner.begin(tmp_path / "arm", ARMS["no-refresh"], recipe, tmp_path / "run")
+    arms.begin(tmp_path / "arm", ARMS["no-refresh"], recipe, tmp_path / "run")
     linked = {path.name for path in (tmp_path / "arm").iterdir()}
     assert {name for name in linked if name.startswith(("preferences", "reward"))} == {"preferences-1", "reward-1"}
-    assert {"base", "sft", "rejection-1", "rejection-2", "rejection-3", "evaluate"} <= linked
+    assert {"base", "rejection-1"} <= linked
 
 
 def test_an_arm_begins_with_what_its_steps_read(tmp_path):
-    """Those of the arm before it, else of the run; they are linked anew, its own steps are left to the pipeline."""
+    """That of the arm before it, else that of the run, linked anew; its own steps are left to the pipeline."""
     made = ["run/sft", "run/preferences-1", "run/reward-1", "run/ppo", "small/sft"]
     for place, step in (name.split("/") for name in made):
         (tmp_path / place / step).mkdir(parents=True)
@@ -172,27 +179,152 @@ def test_an_arm_begins_with_what_its_steps_read(tmp_path):
         (tmp_path / place / step / "weights").write_text(place)
     arm, folder = ARMS["small-reward"], tmp_path / "arm"
     recipe = Recipe.model_validate(merge(load("tiny").recipe.model_dump(mode="json"), dict(map(split, arm.settings))))
-    for again in (False, True):
-        runner.begin(folder, arm, recipe, tmp_path / "small", tmp_path / "run")
-        wanted = {"sft": "small", "preferences-1": "run", "reward-1": "made" if again else "run"}
+    for _ in range(2):
+        arms.begin(folder, arm, recipe, tmp_path / "small", tmp_path / "run")
+        wanted = {"sft": "small", "preferences-1": "run"}
         assert {path.parent.name: path.read_text() for path in folder.glob("*/weights")} == wanted
-        for step in ("sft", "reward-1"):
-            (folder / step / "weights").unlink()
-            (folder / step / "weights").write_text("made")
-    assert (tmp_path / "run" / "reward-1" / "weights").read_text() == "run"
-    # What is changed from outside no fingerprint knows: the run's own PPO would pass for the arm's.
-    runner.begin(tmp_path / "outside", ARMS["raw"], load("tiny").recipe, tmp_path / "run")
-    assert not (tmp_path / "outside" / "ppo").exists()
+        (folder / "sft" / "weights").unlink()
+        (folder / "sft" / "weights").write_text("of an earlier run")
 
 
-def test_claims_are_named_with_commas_and_runs_have_to_be_there(tmp_path, monkeypatch, capsys):
+def test_a_missing_run_is_made_with_the_seed_of_its_name_and_a_finished_one_is_left_alone(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(arms.pipeline, "run_recipe", lambda recipe, run: asked.append((recipe, run)))
+    arms.make("run", tmp_path / "tiny-07", tmp_path, ["rounds=1"])
+    ((recipe, run),) = asked
+    assert (recipe.seed, recipe.rounds, recipe.run, run) == (7, 1, "tiny-07", tmp_path / "tiny-07")
+    with pytest.raises(MissingError, match="mine has no finished step"):
+        arms.make("run", tmp_path / "mine", tmp_path, [])
+    for step in (step.name for step in expand(recipe)):
+        assert len(asked) == 1 or asked[-1][0].seed == 5  # of the steps that there are, not of the name
+        (run / step).mkdir(parents=True)
+        (run / step / "manifest.json").write_text(json.dumps({"recipe": {"seed": 5, "rounds": 1}}))
+        arms.make("run", run, tmp_path, [])
+    assert len(asked) == len(expand(recipe))  # once for the empty folder, and after every step but the last
+
+
+# ── the arms of all runs on all cores ────────────────────────────────────────────────────────────────────────────────
+
+TOY_ARM = """
+import json, sys, time
+from pathlib import Path
+
+run, name, _, out, _, fails = sys.argv[1:]
+seed, run, out = int(run[-1]), Path(run), Path(out)
+made = {"run": run, **{arm: out / run.name / arm for arm in ("first", "second")}}
+if (made[name] / "ppo" / "results.json").exists():
+    sys.exit(print("skip"))
+assert name == "run" or (made[{"first": "run", "second": "first"}[name]] / "ppo" / "results.json").exists()
+print("begin", flush=True)
+time.sleep(0.2)
+if name == fails:
+    sys.exit("error: no luck")
+(made[name] / "ppo").mkdir(parents=True)
+(made[name] / "ppo" / "manifest.json").write_text(json.dumps({"recipe": {"seed": seed}}))
+(made[name] / "ppo" / "results.json").write_text(json.dumps({"gold": 2 * seed + 1 if name == "second" else seed}))
+print("end")
+"""
+
+
+@pytest.fixture
+def toys(tmp_path, monkeypatch, capfd):
+    """What `make claims` says over three seeds of toy arms: toys(jobs=2, fails="second")."""
+    toy_arms = {"run": Arm(), "first": Arm(("sft",)), "second": Arm(("ppo",), like="first")}
+    gained = {"gold": lambda reports: at(reports["second"], "ppo/gold") - at(reports["run"], "ppo/gold")}
+    rises = Experiment("X", "it rises", "Fig 0", ("run", "second"), gained)
+    (tmp_path / "arm.py").write_text(TOY_ARM)
+    monkeypatch.setattr(runner, "TABLE", (rises, Experiment("Y", "none can tell", "Fig 1", why_not="it is dark")))
+    monkeypatch.setattr(runner, "ARMS", toy_arms)
+    monkeypatch.setattr(arms, "ARMS", toy_arms)
+    monkeypatch.setattr(runner, "WORKER", (sys.executable, str(tmp_path / "arm.py")))
+
+    def claims(jobs, fails="none"):
+        runs = [str(tmp_path / f"tiny-{seed}") for seed in range(3)]
+        words = ["--runs", *runs, "--out", str(tmp_path / "claims"), "--jobs", str(jobs), "--set", fails]
+        monkeypatch.setattr("sys.argv", ["claims", *words])
+        try:
+            runner.main()
+        finally:
+            said = capfd.readouterr().out
+            (tmp_path / "said").write_text(said)
+        return said.splitlines()
+
+    return claims
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_every_arm_of_every_run_is_made_once_after_what_it_is_made_from(toys, tmp_path, jobs):
+    lines = toys(jobs)
+    verdicts = [line for line in lines if line.startswith(("X:", "Y:"))]
+    # Golds 1, 3, 5 minus 0, 1, 2; the bound of 1, 2, 3 is worked by hand above.
+    assert verdicts[0].startswith("Y: untestable: none can tell")
+    assert verdicts[1].startswith("X: holds: it rises. gold +2.000 (+1.000, +2.000, +3.000; lower bound +0.314)")
+    told = [re.fullmatch(r"(tiny-[012]/(?:run|first|second))  (begin|end)", line) for line in lines]
+    assert sum(found is not None for found in told) == len(lines) - 2 == 2 * 9
+    under_way, most, ended = set(), 0, []
+    for name, what in (found.groups() for found in told if found):
+        (under_way.add if what == "begin" else under_way.remove)(name)
+        most = max(most, len(under_way))
+        ended += [name] if what == "end" else []
+    assert most == jobs
+    report = (tmp_path / "claims" / "report.json").read_text()
+    assert sorted(toys(jobs)) == sorted([*verdicts, *(f"{name}  skip" for name in ended)])
+    assert (tmp_path / "claims" / "report.json").read_text() == report
+
+
+def test_where_an_arm_fails_the_others_stop_and_what_is_finished_is_kept(toys, tmp_path):
+    with pytest.raises(RlhfError, match=r"tiny-[012]/second failed") as failed:
+        toys(2, fails="second")
+    assert f"{failed.value.what.split()[0]}  error: no luck" in (tmp_path / "said").read_text()
+    assert any(line.startswith("X: holds") for line in toys(2))
+
+
+HANG = """
+import os, sys, time
+from benchmarks.claims import __main__ as runner, arms
+
+def hang(name, run, out, settings):
+    run.mkdir()
+    (run / "began").write_text(str(os.getpid()))
+    time.sleep(60)
+
+arms.make, runner.WORKER = hang, (sys.executable, __file__, "worker")
+if sys.argv[1] == "worker":
+    del sys.argv[1]
+    arms.main()
+else:
+    runner.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_or_killed_it_leaves_no_process_behind(tmp_path, number):
+    (tmp_path / "hang.py").write_text(HANG)
+    runs = [tmp_path / f"tiny-{seed}" for seed in range(3)]
+    words = ["B14", "--runs", *runs, "--out", tmp_path / "claims", "--jobs", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(runner.__file__).parents[2])}
+    deadline = time.monotonic() + 60
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "hang.py", *words], env=environment, stderr=subprocess.DEVNULL
+    ) as process:
+        began = [run / "began" for run in runs[:2]]
+        while not all(path.exists() and path.read_text() for path in began):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+    for path in began:
+        words = Path(f"/proc/{path.read_text()}/cmdline")  # empty, once it is only waited for
+        while words.exists() and words.read_bytes():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert not runs[2].exists()
+
+
+def test_claims_are_named_with_commas(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["claims", "B33,B39", "--out", str(tmp_path)])
     assert runner.main() == 0
     assert list(runner.read(tmp_path / "report.json")) == ["B33", "B39"]
     assert "B39: untestable" in capsys.readouterr().out
-    options = SimpleNamespace(runs=[tmp_path / "none"], out=tmp_path, set=[])
-    with pytest.raises(MissingError, match="no finished step"):
-        runner.examine(next(e for e in TABLE if e.id == "B2"), options)
 
 
 def test_verdicts_are_kept_and_shown(tmp_path):
