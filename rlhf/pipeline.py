@@ -239,6 +239,7 @@ def make(
                 finally:
                     job.shards.close()
             about |= {**meter.figures(), "tokens": tokens or None, "template": _template(out)}
+            about |= {"decoder": ", ".join(sorted(track.decoders)) or None}
             about |= {"seeds": {"recipe": recipe.seed, "step": job.seed}}
             about |= {"versions": versions(), "git_commit": git_commit()}
     except BaseException as error:

@@ -118,6 +118,7 @@ def _stage(step: Planned, manifest: Mapping[str, Any] | None, results: Mapping[s
         "cpu_seconds",
         "peak_rss_mb",
         "tokens",
+        "decoder",
         "finished_at",
         "digest",
         "fingerprint",

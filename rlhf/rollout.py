@@ -117,7 +117,7 @@ def _sample(
 
         for i, group in zip(part, kept(digest(astuple(asked)), answer), strict=True):
             answers[i] = [Completion(tuple(tokens), tuple(logprobs), end) for tokens, logprobs, end in group]
-        generated(sum(len(answer.token_ids) for i in part for answer in answers[i]))
+        generated(sum(len(answer.token_ids) for i in part for answer in answers[i]), engine.decoder)
         advance(len(part))
     return [
         [Sample(prompt, tuple(row), answer, decode_completion(tokenizer, answer.token_ids)) for answer in group]

@@ -40,10 +40,13 @@ def run(job: Job) -> None:
     pool = [entry for path in [*earlier(job), job.out] for entry in pools.read(path / "pool.jsonl").entries]
     best = [entry for entry in pools.best(pool, rescore(job, rewards, tokenizer, pool)) if usable(entry)]
     if not best:
+        empty = sum(not entry.completion for entry in pool)
+        cut = len(pool) - empty
         raise RlhfError(
-            f"none of {len(pool):,} samples can be a target: all are empty or never ended",
+            f"none of {len(pool):,} samples can be a target: {empty:,} are empty, {cut:,} never ended",
             where=job.name,
-            hints=["give answers more room: rejection.max_new_tokens", "or train the policy longer: sft.epochs"],
+            hints=["train the policy longer: sft.epochs"]
+            + ["or give answers more room: rejection.max_new_tokens"] * (cut > 0),
         )
     for entry in best[:12]:
         job.track.sample({"round": entry.round, "prompt": entry.prompt[-1].content, "text": entry.completion})

@@ -86,6 +86,7 @@ def test_every_step_leaves_a_finished_artefact(finished):
         assert manifest["seconds"] > 0
         assert manifest["peak_rss_mb"] > 0
         assert manifest["tokens"] > 100  # trained on or generated
+        assert manifest["decoder"] == (None if step.startswith(("base", "sft", "reward")) else "fused")
 
 
 def test_the_report_keeps_its_contract(finished):

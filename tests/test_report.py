@@ -282,6 +282,7 @@ def build(run_dir: Path, steps: list[Step], *, stop_before: str = "") -> None:
             "cpu_seconds": 1.7 * SECONDS.get(step.name, 33.3),
             "peak_rss_mb": 1830.5 + number,
             "tokens": 1_228_800 // (number + 1),
+            "decoder": "fused" if step.stage == "ppo" else None,
             "finished_at": f"2025-01-01T00:{number:02d}:00Z",
             "versions": {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0"},
         }
@@ -327,6 +328,7 @@ def test_report_json_keeps_its_contract(finished: tuple[dict[str, Any], Path]) -
     } <= set(report)  # fmt: skip
     assert [s["artefact"] for s in report["stages"]] == [s.name for s in plan()]
     assert {"name", "artefact", "status", "seconds", "cpu_seconds", "peak_rss_mb", "tokens"} <= set(report["stages"][0])
+    assert {s["artefact"]: s["decoder"] for s in report["stages"] if "decoder" in s} == {"ppo": "fused"}
     # Six steps named in SECONDS (349.5 s in all) and five of 33.3 s.
     assert report["total_seconds"] == pytest.approx(349.5 + 5 * 33.3)
     assert list(report["policies"]) == list(POLICIES)

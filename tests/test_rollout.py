@@ -102,6 +102,7 @@ class Served:
     """An engine that lives elsewhere, and is not well."""
 
     context = 128
+    decoder = "elsewhere"
 
     def generate(self, request):
         well, ill = Completion((9, 8), (-0.1, -0.2), "stop"), Completion((9, 8), (-0.1, float("nan")), "stop")

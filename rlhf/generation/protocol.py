@@ -83,5 +83,9 @@ class Engine(Protocol):
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
 
+    @property
+    def decoder(self) -> str:
+        """What computes the steps of decoding, for the record: fused, forward (the model's own) or vllm."""
+
     def generate(self, request: Request) -> list[list[Completion]]:
         """K completions of every prompt, in the order given."""

@@ -35,6 +35,10 @@ class InProcess:
     def context(self) -> int:
         return int(self.model.config.max_position_embeddings)
 
+    @property
+    def decoder(self) -> str:
+        return "fused" if applies(self.model) else "forward"
+
     def generate(self, request: Request) -> list[list[Completion]]:
         return generate(self.model, request, rows_per_batch=self.rows_per_batch)
 

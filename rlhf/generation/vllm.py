@@ -59,6 +59,7 @@ class Server:
     address: str
     model: str
     context: int
+    decoder: str = "vllm"
 
     @classmethod
     def open(cls, address: str, checkpoint: Path) -> Server:
@@ -210,6 +211,7 @@ class Colocated:
     llm: Any
     adapter: Any
     context: int
+    decoder: str = "vllm"
 
     @classmethod
     def open(cls, checkpoint: Path, model: ModelConfig, *, memory_share: float) -> Colocated:

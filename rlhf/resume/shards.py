@@ -40,14 +40,14 @@ def afresh(asked: str, make: Make) -> Any:
 
 
 # One step runs at a time in a process, so whoever samples need not be told who keeps its chunks and counts its tokens.
-_keepers: list[tuple[Chunks, Callable[[int], None]]] = [(afresh, lambda tokens: None)]
+_keepers: list[tuple[Chunks, Callable[[int, str], None]]] = [(afresh, lambda tokens, decoder: None)]
 
 
 @contextmanager
-def keeping(chunks: Chunks, count: Callable[[int], None] | None = None) -> Iterator[None]:
+def keeping(chunks: Chunks, count: Callable[[int, str], None] | None = None) -> Iterator[None]:
     """Inside, chunks are kept by these; `afresh` where a loop has saves of its own, which say what comes next.
 
-    `count` is told of the tokens that were generated; without it whoever was told before still is.
+    `count` is told of the tokens that were generated and of the decoder; without it whoever was told before still is.
     """
     _keepers.append((chunks, count or _keepers[-1][1]))
     try:
@@ -61,9 +61,9 @@ def kept(asked: str, make: Make) -> Any:
     return _keepers[-1][0](asked, make)
 
 
-def generated(tokens: int) -> None:
-    """Say that so many tokens were generated, in this life or in one before."""
-    _keepers[-1][1](tokens)
+def generated(tokens: int, decoder: str) -> None:
+    """Say that so many tokens were generated, in this life or in one before, and by which decoder."""
+    _keepers[-1][1](tokens, decoder)
 
 
 class Shards:

@@ -74,7 +74,8 @@ class Tracker:
         console: Console | None = None,
     ) -> None:
         self.tokens = 0  # trained on or generated; a stage counts them here, and the manifest keeps the sum
-        self._before = 0  # of them, by lives before this one
+        self.decoders: set[str] = set()
+        self._before = 0  # of the tokens, by lives before this one
         self.folder = folder
         self.step = step
         self.console = console or Console(soft_wrap=True, highlight=False)
@@ -130,9 +131,10 @@ class Tracker:
         """One optimizer step was made, from these draws: number d is sample d modulo their number. Steps from 1 on."""
         self.streams.append("ledger.jsonl", {"part": part, "step": step, "epoch": epoch, "rows": list(rows)})
 
-    def count(self, tokens: int) -> None:
-        """Tokens that were generated."""
+    def count(self, tokens: int, decoder: str) -> None:
+        """Tokens that were generated, and by which decoder."""
         self.tokens += tokens
+        self.decoders.add(decoder)
 
     def seconds(self) -> float:
         """Since it began, in all lives together."""

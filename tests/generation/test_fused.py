@@ -8,9 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from rlhf.generation.caches import RowCache
-from rlhf.generation.fused import Fused, applies
+from rlhf.generation.fused import Fused
 from rlhf.generation.protocol import Request, Sampling
-from rlhf.generation.transformers import generate
+from rlhf.generation.transformers import InProcess, generate
 from rlhf.models import adapters
 from rlhf.schema.model import LoraConfig
 
@@ -47,7 +47,7 @@ def model_of(name, **more):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_is_the_models_forward(name, masked):
     model = model_of(name)
-    assert applies(model)
+    assert InProcess(model).decoder == "fused"
     step, own, theirs = Fused(model), DynamicCache(), DynamicCache()
     ids = torch.randint(3, 300, (5, 9), generator=torch.Generator().manual_seed(1))
     hidden = torch.tensor([0, 3, 1, 0, 2]) if masked else torch.zeros(5, dtype=torch.long)
@@ -113,4 +113,4 @@ def test_what_it_does_not_know_is_left_to_the_model():
         "another architecture": model_of("gpt_neox"),
         "norms of queries": model_of("qwen3", head_dim=8),
     }
-    assert [name for name, model in others.items() if applies(model)] == []
+    assert [name for name, model in others.items() if InProcess(model).decoder != "forward"] == []

@@ -47,12 +47,12 @@ def test_what_a_killed_life_made_is_read_back_and_the_rest_made(world):
 
 def test_tokens_are_counted_by_whoever_listens_also_where_a_loop_has_saves_of_its_own():
     counts = []
-    with keeping(afresh, counts.append):
-        generated(3)
+    with keeping(afresh, lambda *told: counts.append(told)):
+        generated(3, "fused")
         with keeping(afresh):
-            generated(4)
-    generated(5)  # nobody listens
-    assert counts == [3, 4]
+            generated(4, "vllm")
+    generated(5, "fused")  # nobody listens
+    assert counts == [(3, "fused"), (4, "vllm")]
 
 
 def test_floats_come_back_to_the_last_bit(world):

@@ -365,8 +365,9 @@ def test_a_pool_without_a_target_is_refused(job_of, sft, saved, tmp_path):
     large = tmp_path / "large" / "rejection-1"
     large.mkdir(parents=True)
     pools.append(large / "pool.jsonl", [entry(""), entry("take it", k=1, finished=False)])
-    with pytest.raises(RlhfError, match="none of 2 samples can be a target: all are empty or never ended"):
+    with pytest.raises(RlhfError, match="none of 2 samples can be a target: 1 are empty, 1 never ended") as met:
         rejection.run(distilling(job_of, sft, saved, tmp_path / "large"))
+    assert [hint.rpartition(" ")[2] for hint in met.value.hints] == ["sft.epochs", "rejection.max_new_tokens"]
 
 
 def test_a_score_that_is_no_number_is_refused(job_of, tokenizer, rewards):
