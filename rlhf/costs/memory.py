@@ -36,6 +36,9 @@ class Bytes:
     def __add__(self, other: Bytes) -> Bytes:
         return Bytes(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
+    def __truediv__(self, parts: int) -> Bytes:
+        return Bytes(*(getattr(self, f.name) / parts for f in fields(self)))
+
     def sharded(self, engine: str, ranks: int) -> Self:
         """This rank's share of it."""
         held = replace(self, optimizer=1.5 * self.optimizer) if engine.startswith("zero") else self  # moments, weights

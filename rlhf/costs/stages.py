@@ -60,11 +60,18 @@ class _Plan:
         """The share of one rank of a model in the Trainer's hands; what samples is whole on every rank."""
         return learns.sharded(self.hardware.engine, self.hardware.gpus)
 
-    def shared(self, *frozen: Bytes) -> tuple[Bytes, Bytes]:
-        """One rank's parts of models that answer one after the other, and the largest, which is whole while it does."""
-        ranks = 1 if self.hardware.engine == "ddp" else self.hardware.gpus
-        parts = Bytes(weights=sum(model.weights for model in frozen) / ranks)
-        return parts, fullest(*frozen) if ranks > 1 else Bytes()
+    @property
+    def ranks(self) -> int:
+        """How many share a model that is whole only while it works."""
+        return 1 if self.hardware.engine == "ddp" else self.hardware.gpus
+
+    def shared(self, *models: Bytes) -> Bytes:
+        """One rank's parts of models."""
+        return sum(models, Bytes()) / self.ranks
+
+    def whole(self, *models: Bytes) -> Bytes:
+        """What stands beside the parts of models that work: their weights, and gradients of one that learns."""
+        return replace(sum(models, Bytes()), optimizer=0) if self.ranks > 1 else Bytes()
 
     def policy(self, *, learns: bool = False) -> Bytes:
         return (trained if learns else frozen)(self.shape, self.recipe.model, scored=False)
@@ -168,9 +175,9 @@ def _sampling(p: _Plan, answers: float, new: int, *, prompts: float, models: flo
 
 def _tuned_on_samples(p: _Plan, stage: str, work: tuple[float, float], decoding: Bytes, rows: float) -> Cost:
     """Answers by the newest policy, then fine-tuning on so many rows; both reward models are there all the time."""
-    rewards, whole = p.shared(p.scored(), p.scored())
+    rewards = p.shared(p.scored(), p.scored())
     tuned = _fine_tuned(p, stage, rows, beside=rewards)
-    held = fullest(p.policy() + rewards + fullest(decoding, whole), tuned.bytes)
+    held = fullest(p.policy() + rewards + fullest(decoding, p.whole(p.scored())), tuned.bytes)
     return Cost(stage, held, work[0] + tuned.tokens, work[1] + tuned.flops, tuned.disk)
 
 
@@ -228,14 +235,17 @@ def _gatt(p: _Plan) -> Cost:
 def _ppo(p: _Plan) -> Cost:
     """Policy and critic learn; reference, two reward models and the best policy so far stand beside them."""
     config, length = p.recipe.ppo, p.hardware.prompt_tokens + p.recipe.ppo.max_new_tokens
-    best = Bytes(weights=p.saved())  # with LoRA, the reference and the best policy are an adapter each
-    beside = (best + best) if p.recipe.model.lora.rank else best
-    frozen = [p.scored(), p.scored()] if p.recipe.model.lora.rank else [p.policy(), p.scored(), p.scored()]
-    parts, whole = p.shared(*frozen)
-    models = p.policy(learns=True) + p.scored(learns=True) + beside + parts
+    policy, critic, best = p.policy(learns=True), p.scored(learns=True), Bytes(weights=p.saved())
+    parts = p.shared(policy, critic, best, p.scored(), p.scored())
+    # With LoRA, the best policy is an adapter, and so is the reference, which is not cut.
+    parts, compared = (parts + best, []) if p.recipe.model.lora.rank else (parts + p.shared(p.policy()), [p.policy()])
     rows = p.micro(config, config.minibatch_size)
-    learning = p.activations(rows, length, config.max_new_tokens) + p.activations(rows, length, 0)
-    held = models + fullest(learning, p.decoding(config.batch_size, config.max_new_tokens), whole)
+    held = parts + fullest(
+        p.whole(policy) + p.activations(rows, length, config.max_new_tokens),
+        p.whole(critic) + p.activations(rows, length, 0),
+        p.whole(p.policy()) + p.decoding(config.batch_size, config.max_new_tokens),
+        p.whole(p.policy(), *compared),
+    )
     answers = config.iterations * config.batch_size
     checks = (config.iterations // config.heldout_every + 1) * config.heldout_prompts
     tokens, flops = _sampling(p, answers + checks, config.max_new_tokens, prompts=answers + checks, models=3)

@@ -45,10 +45,7 @@ class Part:
         return flat
 
     def collect(self, gradients: Tensor) -> None:
-        """Keep this process's part of the gradients' sum over processes.
-
-        A reduction for each: gloo and nccl have it in place, where a scattered one would copy everything once more.
-        """
+        """Keep this process's part of the gradients' sum over processes: a reduction for each, all in place."""
         chunks = gradients.chunk(team.size())
         for rank, chunk in enumerate(chunks):
             distributed.reduce(chunk, rank)

@@ -166,7 +166,7 @@ def test_a_reference_without_its_adapter_is_what_the_policy_was(made):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bytes_at_rest_and_at_the_peak(made, kind):
-    """At rest a process holds half of weights and moments; at the peak the whole weights and gradients beside them.
+    """At rest a process holds half of weights and moments; with its gradients the whole model stands beside them.
 
     Of each dtype, and of what learns and what does not, a part is filled up by less than one number.
     """

@@ -14,6 +14,7 @@ from pathlib import Path
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 import rlhf.models.score as score
+import rlhf.models.shared as shared
 import stages.ppo as ppo
 
 most = {"rest": 0, "whole": 0, "learning": 0}
@@ -43,6 +44,11 @@ def noting(module, name, when):
 
 noting(ppo, "whole", "whole")
 noting(score, "whole", "whole")
+collect = shared.Part.collect
+def collected(*given):
+    collect(*given)
+    note("learning")
+shared.Part.collect = collected
 noting(ppo, "learning", "learning")
 update = ppo.update
 def updated(*given):
@@ -80,6 +86,6 @@ def test_bytes_at_rest_and_at_the_peak(zygote, undisturbed, tmp_path, engine):
         assert held["rest"] == pytest.approx(everything / 2, abs=100)
         # Policy and reference, when the KL to it is taken of held-out answers.
         assert held["whole"] == pytest.approx(everything / 2 + 2 * policy, abs=100)
-        # The policy and its gradients; or the critic and its own, when the policy's are there in parts.
-        fullest = max(2 * policy, 2 * critic + policy / 2)
+        # One of them and its gradients, when those of both, or the policy's alone, are there in parts.
+        fullest = max(2 * critic + (policy + critic) / 2, 2 * policy + policy / 2)
         assert held["learning"] == pytest.approx(everything / 2 + fullest, abs=100)
