@@ -23,6 +23,7 @@ from rlhf.data.lines import Fault, column_of, json_rows, open_text, text_lines
 from rlhf.data.split import prompt_digest
 from rlhf.data.types import Dialogue, Preference, Prompt
 from rlhf.errors import ConfigError, DataError, MissingError, did_you_mean, disk_error
+from rlhf.processes import team
 from rlhf.schema import Source
 from rlhf.security.vetting import require_inside
 
@@ -286,7 +287,11 @@ def _parquet_rows(path: Path) -> Iterator[Found]:
 
 
 def _hub_rows(source: Source) -> Iterator[Found]:
-    """Rows of a set on the hub as they stream in, at the pinned revision and from the folder of the domain."""
+    """Rows of a set on the hub, at the pinned revision and from the folder of the domain.
+
+    One process reads them as they stream in. Of several on a machine the first to ask fetches the set into the cache
+    of `datasets`, which lets the others wait, and they read it there.
+    """
     entry, revision = entry_of(source), commit_of(source)
     folder = entry.get("folders", {}).get(source.kind)
     require_inside([folder] if folder else [], f"folders of {source.name} in data/sources.yaml")
@@ -300,12 +305,13 @@ def _hub_rows(source: Source) -> Iterator[Found]:
             data_dir=folder,
             split=source.split,
             revision=revision,
-            streaming=True,
+            streaming=team.size() == 1,
+            verification_mode="no_checks",  # the commit says which rows; sizes are of the whole set, not of a folder
         )
         for number, row in enumerate(rows, start=1):
             yield Raw(f"{source.name}/{source.split}:{number}", row), None
     # Offline, not found and not allowed are OSErrors, a split that doesn't exist a ValueError, a script a RuntimeError.
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetBuildError) as error:
         full = disk_error(error, Path.home()) if isinstance(error, OSError) else None
         raise full or MissingError(
             f"data set {source.name!r}, split {source.split!r}, can't be had: {_first_line(error)}",

@@ -5,7 +5,11 @@ The rows are made up; their shapes are those of the published sets.
 
 import gzip
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -248,6 +252,7 @@ def test_the_hub_is_read_at_the_pinned_revision(monkeypatch):
     assert row.id == "Anthropic/hh-rlhf:test:1"
     revision = sources.known_sources()["Anthropic/hh-rlhf"]["revision"]
     expected = {"data_dir": "harmless-base", "split": "test", "revision": revision, "streaming": True}
+    expected["verification_mode"] = "no_checks"
     assert asked == [("Anthropic/hh-rlhf", expected)]
     load_preferences(Source(name="Anthropic/hh-rlhf", revision="0" * 40), say=no_word)  # the recipe has the last word
     assert asked[1][1]["revision"] == "0" * 40
@@ -263,14 +268,53 @@ def test_a_set_that_nobody_listed_is_read_in_a_plain_shape_at_a_commit(monkeypat
     given = Source(name="trl-lib/some-pairs", revision="a" * 40)
     (found,) = load_preferences(given, say=no_word)
     assert (found.chosen, found.rejected, found.source) == ("so", "not so", "trl-lib/some-pairs")
-    assert asked == [
-        ("trl-lib/some-pairs", {"data_dir": None, "split": "train", "revision": "a" * 40, "streaming": True})
+    assert [(name, more["data_dir"], more["revision"]) for name, more in asked] == [
+        ("trl-lib/some-pairs", None, "a" * 40)
     ]
     for name in ("../here", "here", "a/b/c", "./pairs"):  # folders beside the run are `path`s
         with pytest.raises(ConfigError, match="no data set"):
             load_preferences(Source(name=name, revision="a" * 40), say=no_word)
     with pytest.raises(ConfigError, match="no data set"):
         load_preferences(Source(name="trl-lib/some-pairs"), say=no_word)
+
+
+ASK = """
+import os, sys, time
+import datasets
+from rlhf.data.sources import Source, load_preferences
+
+real, prepare = datasets.load_dataset, datasets.DatasetBuilder._download_and_prepare
+datasets.load_dataset = lambda name, config, data_dir, **more: real("folder", **more)
+def slow(*given, **more):
+    print("prepared", flush=True)
+    time.sleep(0.5)
+    prepare(*given, **more)
+datasets.DatasetBuilder._download_and_prepare = slow
+for rank in range(size := int(os.environ["WORLD_SIZE"])):
+    if not os.fork():
+        rows = load_preferences(Source(name="Anthropic/hh-rlhf"), say=lambda line: None)
+        print([str(row) for row in rows], flush=True)
+        os._exit(0)
+sys.exit(any(os.wait()[1] for _ in range(size)))
+"""
+
+
+def test_several_processes_of_a_machine_fetch_a_set_once(tmp_path):
+    """The oracle is what one process finds that fetches nothing, but reads the rows as they come."""
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "train.jsonl", [{**HH, "chosen": HH["chosen"] + f" {i}"} for i in range(5)])
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    said = []
+    for size in ("1", "2"):
+        environment["WORLD_SIZE"] = size
+        command = [sys.executable, "-c", ASK]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        said.append(sorted(done.stdout.splitlines()))
+    (rows,), together = said
+    assert rows.count("Preference(") == 5
+    assert together == [rows, rows, "prepared"]
 
 
 @pytest.mark.parametrize(
