@@ -12,10 +12,34 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from rlhf.errors import ConfigError
 from rlhf.processes import team
 
 WHOLE = "ddp"
 ZERO = 2  # what accelerate takes where no stage is said
+
+HEARD = ("zero_stage", "multinode_launcher", "zero3_init", "zero3_init_flag", "zero3_save_16bit_model")
+"""Of DeepSpeed's settings, as accelerate names them. All but two are done anyhow: zero3 reads in parts, saves whole."""
+
+INSTEAD = {
+    "gradient_accumulation_steps": "batch_size and microbatch_size of a stage say it: sft.microbatch_size=1",
+    "gradient_clipping": "max_grad_norm of a stage says it: sft.max_grad_norm=1.0",
+    "mixed_precision": "model.dtype says it, and weights and updates have the same",
+    "offload_optimizer_device": "nothing is moved off the GPU: zero3 on more of them, or model.lora.rank=16",
+}
+INSTEAD["offload_param_device"] = INSTEAD["offload_optimizer_device"]
+NUMBERS = ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_GRADIENT_CLIPPING", "ACCELERATE_MIXED_PRECISION")
+
+
+def obey(said: Mapping[str, Any], where: str) -> None:
+    """ConfigError for what accelerate is told beyond how models are spread: the recipe says it, or it was not tried."""
+    for name, value in said.items():
+        setting = name.lower().removeprefix("accelerate_").removeprefix("deepspeed_")
+        if setting not in HEARD and str(value).lower() not in ("auto", "false", "no", "none"):
+            instead = INSTEAD.get(setting, "of DeepSpeed's settings only zero_stage is")
+            raise ConfigError(
+                f"{setting}={value} is not taken from here", where=where, hints=[instead, "leave it out here"]
+            )
 
 
 @cache
@@ -25,7 +49,11 @@ def named() -> str:
     Read once: a model is cut when it is loaded, so that no process ever holds all of it, and accelerate, which would
     cut it again, or what must stay whole, is not told.
     """
-    os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)  # what else a launch file says of DeepSpeed: see launch.HEARD
+    told = {
+        name: os.environ[name] for name in os.environ if name.startswith("ACCELERATE_DEEPSPEED_") or name in NUMBERS
+    }
+    obey(told, "what accelerate's launcher was told, by options or its own configuration file")
+    os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)  # their names, once more
     if os.environ.pop("ACCELERATE_USE_DEEPSPEED", "") == "true":
         return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', ZERO)}"
     return "fsdp" if os.environ.pop("ACCELERATE_USE_FSDP", "") == "true" else WHOLE

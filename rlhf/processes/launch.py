@@ -13,7 +13,7 @@ import yaml
 
 from rlhf.config import config_folders
 from rlhf.errors import ConfigError, MissingError, PreemptedError, RlhfError, did_you_mean
-from rlhf.processes.engine import WHOLE
+from rlhf.processes import engine
 from rlhf.security.vetting import vet_yaml
 
 if TYPE_CHECKING:
@@ -60,21 +60,13 @@ PLACE = {
 """What differs between machines or jobs comes from the environment, over the file's: `rlhf launch` writes it there."""
 
 
-HEARD = {"zero_stage", "deepspeed_multinode_launcher"}
-"""What is taken from a file's `deepspeed_config`; batches, precision and optimizer are the recipe's."""
-
-
 def describe(name: str) -> dict[str, Any]:
     """What a launch file says, and the environment over it."""
     vet_yaml(text := find(name).read_text(encoding="utf-8"), find(name))
     given = {key: os.environ[variable] for key, variable in PLACE.items() if variable in os.environ}
     described = {**(yaml.safe_load(text) or {}), **given}
-    if unheard := sorted(set(described.get("deepspeed_config") or ()) - HEARD):
-        raise ConfigError(
-            f"deepspeed_config.{unheard[0]} would not be heard: the recipe says it, or it has not been tried",
-            where=str(find(name)),
-            hints=[f"leave it out; what is heard: {', '.join(sorted(HEARD))}"],
-        )
+    told = {key: described[key] for key in ("mixed_precision",) if key in described}
+    engine.obey(told | (described.get("deepspeed_config") or {}), str(find(name)))
     return described
 
 
@@ -126,7 +118,7 @@ def free_port() -> int:
 def check(recipe: Recipe, steps: Sequence[Step], processes: int, spread: str) -> None:
     """Refuse what this many processes, or this installation, cannot do; `spread` is an engine: ddp, fsdp, zero3."""
     model = recipe.model
-    if model.quantisation != "none" and spread != WHOLE:
+    if model.quantisation != "none" and spread != engine.WHOLE:
         raise ConfigError(
             f"model.quantisation={model.quantisation} cannot be spread by {spread}: 4-bit weights are not cut in parts",
             hints=["use launch=ddp", "or leave it out: model.quantisation=none"],

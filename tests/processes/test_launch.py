@@ -171,8 +171,9 @@ def test_processes_that_do_not_divide_the_batch():
         ("{distributed_type: DEEPSPEED, deepspeed_config: {zero_stage: 4}}", "DeepSpeed has no zero4"),
         (
             "{distributed_type: DEEPSPEED, deepspeed_config: {offload_optimizer_device: cpu}}",
-            "deepspeed_config.offload_optimizer_device would not be heard",
+            "offload_optimizer_device=cpu is not taken from here",
         ),
+        ("{distributed_type: MULTI_GPU, mixed_precision: bf16}", "mixed_precision=bf16 is not taken from here"),
         ("{distributed_type: MULTI_CPU, use_cpu: true, num_processes: 7}", "must be a multiple of microbatch_size * p"),
         ("{distributed_type: !!python/object:os.system {}}", "would make an object"),
     ],
@@ -199,6 +200,38 @@ def test_accelerates_own_launcher_says_its_engine_in_the_environment(monkeypatch
     assert engine.named.__wrapped__() == spread
     # Accelerate would cut again what transformers has, or what must stay whole.
     assert not {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ)
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        ("--offload_optimizer_device cpu", "offload_optimizer_device=cpu", "zero3 on more of them"),
+        ("--offload_param_device nvme", "offload_param_device=nvme", "zero3 on more of them"),
+        ("--gradient_clipping 0.5", "gradient_clipping=0.5", "max_grad_norm of a stage"),
+        ("--gradient_accumulation_steps 4", "gradient_accumulation_steps=4", "batch_size and microbatch_size"),
+        ("--deepspeed_config_file ds.json", "config_file=ds.json", "zero_stage"),
+        ("--deepspeed_moe_layer_cls_names A", "moe_layer_cls_names=a", "zero_stage"),
+        ("--mixed_precision bf16", "mixed_precision=bf16", "model.dtype"),
+        ("--offload_optimizer_device none --zero3_init_flag true --zero3_save_16bit_model true", None, None),
+    ],
+)
+def test_no_setting_of_deepspeed_is_passed_over(monkeypatch, words, message, hint):
+    """The oracle is accelerate's own launcher: what it would hand on of its options."""
+    from accelerate.commands.launch import launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
+
+    given = ["--use_deepspeed", "--zero_stage", "3", "--num_processes", "2", "--num_machines", "1"]
+    given += ["--mixed_precision", "no", "--main_process_port", "0", *words.split(), "-m", "rlhf"]
+    parsed = launch_command_parser().parse_args(given)
+    parsed.deepspeed_fields_from_accelerate_config = "zero_stage"
+    monkeypatch.setattr(os, "environ", prepare_deepspeed_cmd_env(parsed)[1])  # a copy
+    if message is None:
+        assert engine.named.__wrapped__() == "zero3"
+        return
+    with pytest.raises(ConfigError) as refused:
+        engine.named.__wrapped__()
+    assert refused.value.what.lower() == f"{message} is not taken from here"
+    assert hint in refused.value.hints[0]
 
 
 def test_the_launcher_is_told_where_the_rendezvous_is(monkeypatch):
