@@ -24,6 +24,9 @@ BATCH = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradi
 SIZES = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
 """What the Trainer knows: how large a batch is, and from the model's width how much is sent, or kept whole, at once."""
 
+PARTS = ("single_partition_of_fp32_groups", "base_optimizer_state", "fp32_flat_groups", "optimizer_state_dict")
+"""What changes while DeepSpeed's optimizer steps: weights and moments, of zero1 and zero2, and of zero3."""
+
 
 def stage() -> int:
     """1, 2 or 3; 0 where DeepSpeed has no part."""
@@ -74,6 +77,24 @@ def whole(*parameters: Tensor) -> Iterator[None]:
 def part(parameter: Tensor) -> Tensor:
     """What this process holds of a parameter; of one that zero3 has cut, the parameter itself is empty."""
     return getattr(parameter, "ds_tensor", parameter)
+
+
+def held(optimizer: Any) -> dict[str, Any]:
+    """This process's part of the weights that learn and of their moments, out of DeepSpeed's optimizer."""
+    return {name: value for name, value in optimizer.state_dict().items() if name in PARTS}
+
+
+def restore(optimizer: Any, held: Mapping[str, Any]) -> None:
+    """Put this process's part back, and the weights together from all parts."""
+    inner = optimizer.optimizer  # accelerate's wrapper hands on one argument only
+    of_all = [{**inner.state_dict(), **held}] * team.size()  # it picks its own; what is no part never changes
+    if stage() == 3:
+        inner.checkpoint_event_prologue()
+        inner.load_state_dict(of_all)
+        inner.checkpoint_event_epilogue()
+    else:
+        inner.load_state_dict(of_all, load_from_fp32_weights=True)
+        inner.update_lp_params()
 
 
 def gathered(model: PreTrainedModel) -> dict[str, Tensor] | None:

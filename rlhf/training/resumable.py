@@ -47,15 +47,15 @@ class ResumableTrainer(Trainer):
         self.add_callback(AfterStep(self))
         if team.size() > 1:  # it would leave out what it takes for rows that were doubled to fill a last batch
             self.accelerator.gather_for_metrics = self.accelerator.gather
-        save = None if zero.stage() else saves.begin(part)
+        save = saves.begin(part)
         with saves.stop.patience():
             if save is None:
                 self.train()
             else:
                 self.own = save.own() or {}
                 self.held = save.state() | self.own
-                if "model" not in self.held:
-                    raise save.refused(track.step, held="a part")
+                if "optimizer" not in self.held or (zero.stage() and not save.alike):
+                    raise save.refused(track.step, held="all of it" if "optimizer" in self.held else "a part")
                 place = Path(self.args.output_dir) / TRAINER_STATE_NAME  # the one file it insists on reading itself
                 place.write_text(json.dumps(self.held["trainer"]), encoding="utf-8")
                 self.train(resume_from_checkpoint=self.args.output_dir)
@@ -64,9 +64,6 @@ class ResumableTrainer(Trainer):
     # --- the Trainer's hooks ---
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if zero.stage():  # DeepSpeed's state comes as its own objects: what is killed under it begins anew
-            self.saves.stop.leave(self.track.step)
-            return
         state = {"trainer": dataclasses.asdict(self.state), "scheduler": self.lr_scheduler.state_dict()}
         own = {
             "random": random_state(),
@@ -77,9 +74,18 @@ class ResumableTrainer(Trainer):
             "metrics": dict(self._metrics["train"]),
             "tokens": self._total_train_tokens,
         }
-        weights = own if any(isinstance(parameter, DTensor) for parameter in self.model.parameters()) else state
-        weights |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if zero.stage():
+            own["optimizer"] = zero.held(self.optimizer)
+        else:
+            weights = own if any(isinstance(parameter, DTensor) for parameter in self.model.parameters()) else state
+            weights |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         self.saves.write(self.part, state, own)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        # DeepSpeed would read pickles of its own.
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         whole = self.model.state_dict()
@@ -88,12 +94,15 @@ class ResumableTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        moments = {
-            i: {name: cut_like(part, parameters[i]) for name, part in held.items()}
-            for i, held in self.held["optimizer"]["state"].items()
-        }
-        self.optimizer.load_state_dict({**self.held["optimizer"], "state": moments})
+        if zero.stage():
+            zero.restore(self.optimizer, self.held["optimizer"])
+        else:
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            moments = {
+                i: {name: cut_like(part, parameters[i]) for name, part in held.items()}
+                for i, held in self.held["optimizer"]["state"].items()
+            }
+            self.optimizer.load_state_dict({**self.held["optimizer"], "state": moments})
         self.lr_scheduler.load_state_dict(self.held["scheduler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

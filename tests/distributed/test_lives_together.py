@@ -9,25 +9,38 @@ import random
 import shutil
 import signal
 import time
+from importlib.util import find_spec
 
 import lives
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(900)]
 KILLS = 5
-CUT = {"ACCELERATE_USE_FSDP": "true"}
+ENGINES = {"ddp": {}, "fsdp": {"ACCELERATE_USE_FSDP": "true"}}
+for stage in "23":
+    ENGINES[f"zero{stage}"] = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
+absent = pytest.mark.skipif(not find_spec("deepspeed"), reason="needs deepspeed: pip install 'rlhf[deepspeed]'")
+
+
+def cases(*rows):
+    """Parameters of a test, each skipped without deepspeed if an engine of DeepSpeed's is among them."""
+    return [pytest.param(*row, id="-".join(row), marks=[absent] * ("zero" in "".join(row))) for row in rows]
 
 
 @pytest.mark.parametrize(
-    ("step", "environment"),
-    [(step, {}) for step in lives.KILLED] + [(step, CUT) for step in ("sft", "reward-2", "ppo")],
-    ids=[*lives.KILLED, "sft-cut", "reward-2-cut", "ppo-cut"],
+    ("step", "engine"),
+    cases(
+        *[(step, "ddp") for step in lives.KILLED],
+        *[(step, engine) for engine in ("fsdp", "zero2", "zero3") for step in ("sft", "reward-2")],
+        ("ppo", "fsdp"),
+    ),
 )
-def test_killed_at_random_the_end_is_the_same_bit_for_bit(zygote, undisturbed, tmp_path, step, environment):
+def test_killed_at_random_the_end_is_the_same_bit_for_bit(zygote, undisturbed, tmp_path, step, engine):
     folder = lives.without(undisturbed, step, tmp_path)
-    how = {"settings": lives.BOTH, "processes": 2, "environment": environment}
+    how = {"settings": lives.BOTH, "processes": 2, "environment": ENGINES[engine]}
     found = lives.lives(zygote, folder, step, kills=KILLS, rng=random.Random(step), **how)
     assert found.kills == KILLS
+    assert found.resumed or engine == "ddp"  # of what samples alone no save is kept
     assert len(found.ends) > 1
     assert all(end == found.ends[0] for end in found.ends)
 
@@ -99,28 +112,34 @@ def test_nobody_leaves_before_the_save_is_whole(zygote, undisturbed, tmp_path):
     assert [zygote.wait() for _ in pids] == [75, 75]
 
 
-@pytest.mark.parametrize("step", ["sft", "ppo"])
-@pytest.mark.parametrize(("before", "after"), [({}, CUT), (CUT, {})], ids=["cut-now", "whole-now"])
+@pytest.mark.parametrize(
+    ("step", "before", "after"),
+    cases(
+        *[(step, *engines) for step in ("sft", "ppo") for engines in (("ddp", "fsdp"), ("fsdp", "ddp"))],
+        ("sft", "ddp", "zero2"),
+        ("sft", "zero3", "zero2"),
+    ),
+)
 def test_another_engine_goes_on_from_a_whole_save_of_the_trainer_and_is_refused_others(
     zygote, undisturbed, tmp_path, step, before, after
 ):
     folder = lives.without(undisturbed, step, tmp_path)
     command, run_dir = ["run", f"stage={step}", *lives.SMALL, "save_every=0s"], folder / "runs" / "tiny"
-    pids = zygote.start_together(command, folder, before, processes=2)
+    pids = zygote.start_together(command, folder, ENGINES[before], processes=2)
     while not list(run_dir.glob(f".{step}.partial/resume/save-*")):
         time.sleep(0.01)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     assert [zygote.wait() for _ in pids] == [-9, -9]
     assert list(run_dir.glob(f".{step}.rank-*"))  # the second's folder
-    pids = zygote.start_together(command, folder, after, processes=2)
+    pids = zygote.start_together(command, folder, ENGINES[after], processes=2)
     codes, said = [zygote.wait() for _ in pids], (folder / "log").read_text()
     assert not list(run_dir.glob(f".{step}.rank-*"))
-    if before or step == "ppo":
-        held, engine = ("a part", "fsdp") if before else ("all of it", "ddp")
+    if (step, before, after) != ("sft", "ddp", "fsdp"):
+        held = "all of it" if before == "ddp" else "a part"
         assert codes == [69, 69]
         assert f"made by 2 processes that each held {held}" in said
-        assert f"go on with as many, under {engine}" in said
+        assert f"go on with as many, under {before}" in said
     else:
         assert codes == [0, 0], said[-3000:]
         assert "made by 2 processes: its last bits may differ" in said

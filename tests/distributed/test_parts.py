@@ -25,7 +25,7 @@ from rlhf.data.tokenizer import train_tokenizer
 from rlhf.models.load import freeze, from_scratch, load_reward_model, policy_to_train, reward_model_from_policy, save
 from rlhf.models.score import score
 from rlhf.models.shared import shared, whole
-from rlhf.errors import NonFiniteError
+from rlhf.errors import NonFiniteError, PreemptedError
 from rlhf.processes import engine, team
 from rlhf.resume.preemption import Stop
 from rlhf.resume.saves import Saves
@@ -59,8 +59,9 @@ class Look(TrainerCallback):
         copies = [tensor for tensor in stepped if tensor.untyped_storage().data_ptr() not in places]
         found = {"weights": weights, "moments": moments, "copies": copies}
         held.update({name: sum(tensor.numel() for tensor in tensors) for name, tensors in found.items()})
+        watching["stop"].asked = state.global_step == watching.get("until")
 
-held, callbacks = {}, Trainer.__init__
+held, watching, callbacks = {}, {}, Trainer.__init__
 def watched(self, *given, **more):
     callbacks(self, *given, **more)
     self.add_callback(Look())
@@ -69,23 +70,35 @@ Trainer.__init__ = watched
 def drawn(length, numbers):
     return torch.randint(5, len(tokenizer), (length,), generator=numbers).tolist()
 
-def train(out):
-    for config, name in ((WHOLE, "whole"), (ADAPTED, "adapted")):
-        numbers, places = torch.Generator().manual_seed(1), range(27)
-        rows = [PackedRow(ids := drawn(20 + i, numbers), [-100] * 5 + ids[5:], list(range(20 + i))) for i in places]
-        pairs = [Pair(drawn(20 + i, numbers), drawn(15 + i, numbers), 0.5, 1.0, 0.0) for i in places]
-        for kind, load, fit, data, more in (
-            ("policy", policy_to_train, fit_lm, rows, {}),
-            ("reward", reward_model_from_policy, fit_reward, pairs, {"safety_loss_coef": 1.0, "center_coef": 0.1}),
-        ):
-            folder = Path(out) / f"{name}-{kind}"
-            folder.mkdir(parents=True)
-            with Tracker(folder, run="run", step=kind) as track:
-                saves = Saves(folder, key="", track=track, every=600, stop=Stop(), note=lambda *_, **__: None)
-                model = load(base, config)
-                fit(model, tokenizer, data, **HOW, **more, track=track, saves=saves, what=kind)
-                save(model, tokenizer, folder / "checkpoint")
-            (folder / "held").write_text(json.dumps(held))
+def train(out, name, kind, again=""):
+    numbers, places = torch.Generator().manual_seed(1), range(27)
+    rows = [PackedRow(ids := drawn(20 + i, numbers), [-100] * 5 + ids[5:], list(range(20 + i))) for i in places]
+    pairs = [Pair(drawn(20 + i, numbers), drawn(15 + i, numbers), 0.5, 1.0, 0.0) for i in places]
+    load, fit, data, more = {
+        "policy": (policy_to_train, fit_lm, rows, {}),
+        "reward": (reward_model_from_policy, fit_reward, pairs, {"safety_loss_coef": 1.0, "center_coef": 0.1}),
+    }[kind]
+    folder = Path(out) / f"{name}-{kind}{again}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with Tracker(folder, run="run", step=kind) as track:
+        home = Path(team.call(str(folder.absolute())))
+        watching["stop"] = stop = Stop()
+        saves = Saves(folder, key="", track=track, every=600, stop=stop, note=lambda *_, **__: None, home=home)
+        torch.manual_seed(2)
+        model = load(base, WHOLE if name == "whole" else ADAPTED)
+        fit(model, tokenizer, data, **HOW, **more, track=track, saves=saves, what=kind)
+        save(model, tokenizer, folder / "checkpoint")
+    (folder / "held").write_text(json.dumps(held))
+
+def go_on(out):
+    # Asked to stop after two steps of four, and started again.
+    for name, kind in (("adapted", "policy"), ("whole", "reward")):
+        watching["until"] = 2
+        try:
+            train(out, name, kind, "-again")
+        except PreemptedError:
+            del watching["until"]
+        train(out, name, kind, "-again")
 
 class Poison(torch.autograd.Function):
     @staticmethod
@@ -133,8 +146,11 @@ def process(out, **place):
     try:
         if engine.named() != engine.WHOLE:
             PartialState()
-        train(out)
+        for name in ("whole", "adapted"):
+            for kind in ("policy", "reward"):
+                train(out, name, kind)
         if place:
+            go_on(out)
             share(out)
             stop(out)
         code = 0
@@ -196,6 +212,17 @@ def test_the_weights_are_those_of_one_process(trained, engine, name, kind):
     learned = [key for key in alone if name == "whole" or "lora_B" in key or "score" in key]
     assert (difference / sum(alone[key].double().square().sum() for key in learned)).sqrt() < 1e-5
     assert sum(alone[key].abs().sum() for key in learned) > 0.1
+
+
+@pytest.mark.parametrize("model", ["adapted-policy", "whole-reward"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_training_that_was_stopped_goes_on_and_ends_the_same_bit_for_bit(trained, engine, model):
+    assert list((trained / f"{engine}-0" / f"{model}-again" / "resume").glob("save-*/own-1.safetensors"))
+    undisturbed, again = (
+        next((trained / f"{engine}-0" / f"{model}{way}" / "checkpoint").glob("*model.safetensors"))
+        for way in ("", "-again")
+    )
+    assert undisturbed.read_bytes() == again.read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["policy", "reward"])
