@@ -54,9 +54,9 @@ def by_people(job: Job) -> None:
             f"{job.name} waits for people: {len(side_of):,} pairs are to be rated",
             where=str(folder),
             hints=[
-                "rlhf annotate export pairs.csv",
-                "fill it in, then: rlhf annotate import pairs.csv",
-                "then: rlhf run",
+                "rlhf annotate export pairs.csv, with what was typed here: run=, config=, settings",
+                "fill it in, then: rlhf annotate import pairs.csv, with the same",
+                "and once more: rlhf run",
             ],
         )
     for domain in DOMAINS:

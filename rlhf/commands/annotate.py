@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rlhf.commands.request import Request
@@ -33,9 +34,9 @@ def main(request: Request) -> int:
     for fault in faults:
         print(f"{fault.where}\n  {fault.what}\n  fix: {fault.hint}")
     if faults or not rated:
-        print(f"{len(faults):,} problems; nothing was imported" if faults else "no row is rated; nothing was imported")
+        print(f"{f'{len(faults):,} problems' if faults else 'no row is rated'}; nothing was imported")
         return DataError.exit_code
     store.keep_ratings(folder, step, rated)
     print(f"{len(rated):,} ratings of {step}; {len(pairs) - len(rated):,} pairs without one, {blank:,} left blank")
-    print("now: rlhf run")
+    print(f"now: {shlex.join(['rlhf', 'run', *loaded.arguments])}")
     return 0

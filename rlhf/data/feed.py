@@ -273,7 +273,7 @@ def _left_out(ledger: Ledger, read: Sequence[tuple[Source, Counts, range]]) -> s
     """Pairs that stand twice, contradict each other or leak, counted under their reason."""
     left_out: set[int] = set()
     for finding in ledger.findings() if len(ledger) else ():
-        for number in {finding.pair, finding.other} if finding.both else {finding.pair}:
+        for number in finding.pairs:
             source, counts, _ = next(entry for entry in read if number in entry[2])
             if source.on_bad_row == "error":
                 raise DataError(str(finding), where=finding.where, hints=[finding.hint, sources.DROP])

@@ -29,6 +29,11 @@ class Finding:
     both: bool
     """Whether neither of the two can be trusted."""
 
+    @property
+    def pairs(self) -> tuple[int, ...]:
+        """Those to leave out."""
+        return (self.other, self.pair) if self.both else (self.pair,)
+
     def __str__(self) -> str:
         return f"{self.what} ({self.other_where})"
 

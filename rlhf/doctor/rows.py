@@ -114,12 +114,13 @@ def _compare(ledger: Ledger, owners: list[tuple[int, Read]], problems: Problems)
     """Pairs against one another: what the source says decides whether it is a problem or a number."""
     left_out: set[int] = set()
     for finding in ledger.findings() if len(ledger) else ():
-        read = next(read for start, read in reversed(owners) if start <= finding.pair)
-        if read.source.on_bad_row == "error":
+        reads = {number: next(read for start, read in reversed(owners) if start <= number) for number in finding.pairs}
+        if any(read.source.on_bad_row == "error" for read in reads.values()):
             problems.add(Fault(str(finding), f"{finding.where}:1", finding.hint), kind=finding.what)
-        elif finding.pair not in left_out:
-            left_out.add(finding.pair)
-            read.counts.drop(finding.what)
+            continue
+        for number in reads.keys() - left_out:
+            left_out.add(number)
+            reads[number].counts.drop(finding.what)
 
 
 def _leaks(found: list[Read], problems: Problems) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -104,6 +105,7 @@ def test_the_command_there_and_back(tmp_path, capsys):
     assert store.ratings(tmp_path / "people", "preferences-1") == []
     filled(file, degree="slightly")
     assert main(["annotate", "import", str(file), *words]) == 0
+    assert f"now: rlhf run {shlex.join(words)}\n" in capsys.readouterr().out
     rated = store.ratings(tmp_path / "people", "preferences-1")
     assert {(p.id, p.chosen) for p in rated} == {(pair.id, pair.first) for pair in pairs}
 

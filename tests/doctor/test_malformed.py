@@ -122,6 +122,9 @@ def test_what_the_recipe_leaves_out_is_a_number_and_no_problem(tmp_path, capsys)
     given = [{"name": "mine", "path": str(tmp_path / "pairs.jsonl"), "on_bad_row": "drop"}]
     assert check(given, tmp_path) == 0
     out = capsys.readouterr().out
-    assert "mine: 3 of 6 rows used; 1 dropped: an earlier row prefers the other answer of the same two" in out
+    assert "mine: 2 of 6 rows used; 2 dropped: an earlier row prefers the other answer of the same two" in out
     assert "1 dropped: an empty message; 1 dropped: the same pair as an earlier row" in out
+    said = []
+    feed.preferences([Source(**source) for source in given], test_share=0.1, say=said.append)
+    assert said[0] in out  # what the stage says of the same rows
     assert out.endswith("\nno problems\n")
