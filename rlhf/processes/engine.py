@@ -28,13 +28,12 @@ INSTEAD = {
     "offload_optimizer_device": "nothing is moved off the GPU: zero3 on more of them, or model.lora.rank=16",
 }
 INSTEAD["offload_param_device"] = INSTEAD["offload_optimizer_device"]
-NUMBERS = ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_GRADIENT_CLIPPING", "ACCELERATE_MIXED_PRECISION")
 
 
-def obey(said: Mapping[str, Any], where: str) -> None:
+def vet(told: Mapping[str, Any], where: str) -> None:
     """ConfigError for what accelerate is told beyond how models are spread: the recipe says it, or it was not tried."""
-    for name, value in said.items():
-        setting = name.lower().removeprefix("accelerate_").removeprefix("deepspeed_")
+    for name, value in told.items():
+        setting = name.removeprefix("deepspeed_")
         if setting not in HEARD and str(value).lower() not in ("auto", "false", "no", "none"):
             instead = INSTEAD.get(setting, "of DeepSpeed's settings only zero_stage is")
             raise ConfigError(
@@ -49,10 +48,9 @@ def named() -> str:
     Read once: a model is cut when it is loaded, so that no process ever holds all of it, and accelerate, which would
     cut it again, or what must stay whole, is not told.
     """
-    told = {
-        name: os.environ[name] for name in os.environ if name.startswith("ACCELERATE_DEEPSPEED_") or name in NUMBERS
-    }
-    obey(told, "what accelerate's launcher was told, by options or its own configuration file")
+    said = {name.removeprefix("ACCELERATE_").lower(): os.environ[name] for name in os.environ if "ACCELERATE_" in name}
+    told = {name: said[name] for name in said if name.startswith("deepspeed_") or name in INSTEAD}
+    vet(told, "what accelerate's launcher was told, by options or its own configuration file")
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)  # their names, once more
     if os.environ.pop("ACCELERATE_USE_DEEPSPEED", "") == "true":
         return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', ZERO)}"

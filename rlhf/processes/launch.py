@@ -65,8 +65,8 @@ def describe(name: str) -> dict[str, Any]:
     vet_yaml(text := find(name).read_text(encoding="utf-8"), find(name))
     given = {key: os.environ[variable] for key, variable in PLACE.items() if variable in os.environ}
     described = {**(yaml.safe_load(text) or {}), **given}
-    told = {key: described[key] for key in ("mixed_precision",) if key in described}
-    engine.obey(told | (described.get("deepspeed_config") or {}), str(find(name)))
+    told = {"mixed_precision": described.get("mixed_precision"), **(described.get("deepspeed_config") or {})}
+    engine.vet(told, str(find(name)))
     return described
 
 
