@@ -23,7 +23,7 @@ from rlhf import report as reports
 from rlhf.errors import DataError
 from rlhf.reporting import compare, rewards, table
 from rlhf.reporting.changes import word_changes
-from rlhf.reporting.figures import falls_with_rating, is_loss, over_optimised, temperature_charts
+from rlhf.reporting.figures import falls_with_rating, is_loss, over_optimised, scaling_charts, temperature_charts
 from rlhf.reporting.plots import Series, lines
 from rlhf.reporting.text import percent, two_places
 from rlhf.schema import Recipe
@@ -597,6 +597,22 @@ def test_temperature_curves_state_their_budget():
     assert (
         chart.caption == "Best of 16 is highest at temperature 1. Budget: 16 samples of 64 prompts at 2 temperatures."
     )
+
+
+def test_the_trade_off_of_safety_data_has_every_share_apart_and_its_errors() -> None:
+    """Three shares, one of them close to another: as far apart on the page, a stroke for each known interval."""
+    row = {"gold_helpfulness": 0.9, "violation_rate": 0.5, "false_refusal": {"borderline": 0.1}}
+    row |= {"interval": {"violation_rate": [0.4, 0.7]}}
+    found = {"1": row | {"violation_rate": 0.2}, "0.0": row | {"violation_rate": 0.9}, "0.01": row}
+    (chart,) = scaling_charts({"safety_scaling": found})
+    ends = "violations: 0.9 at 0, 0.2 at 100; refused, borderline: 0.1 at 0, 0.1 at 100"
+    assert chart.alt == f"helpfulness: 0.9 at 0, 0.9 at 100; {ends}"
+    ticks = [float(at) for at in re.findall(r'xtick_\d".*?<use [^>]*?x="([\d.]+)"', chart.svg, re.S)]
+    assert ticks[1] - ticks[0] == pytest.approx(ticks[2] - ticks[1], abs=1e-3)
+    strokes = re.findall(r'LineCollection_\d">(.*?)</g>', chart.svg, re.S)[1]
+    drawn = [[float(n) for n in re.findall(r"[\d.]+", path)] for path in re.findall(r'd="(.*?)"', strokes, re.S)]
+    assert [x for x, *_ in drawn] == pytest.approx(ticks, abs=1e-3)
+    assert all(x == to and y != end for x, y, to, end in drawn)
 
 
 # --- in a real browser ---

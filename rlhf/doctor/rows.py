@@ -28,9 +28,10 @@ PARSERS: dict[str, Callable[..., Record]] = {
     "base": formats.text,
     "sft": formats.dialogue,
     "reward": formats.preference,
-    **dict.fromkeys(("preferences", "rejection", "distill", "ppo", "evaluate"), formats.prompt),
+    "gatt": formats.dialogue,
+    **dict.fromkeys(("preferences", "rejection", "distill", "ppo", "scaling", "evaluate"), formats.prompt),
 }
-TRAINS = ("sft", "rejection", "distill", "ppo")  # learns from prompts, or from answers to them
+TRAINS = ("sft", "rejection", "distill", "gatt", "ppo")  # learns from prompts, or from answers to them
 
 
 @dataclass(slots=True)
@@ -52,12 +53,13 @@ def examine(recipe: Recipe, stages: tuple[str, ...], problems: Problems, look: L
     for stage in stages:
         ledger = Ledger(recipe.data.test_share)
         owners: list[tuple[int, Read]] = []  # number of the source's first pair
-        for number, source in enumerate(getattr(recipe, stage).data if stage in PARSERS else ()):
+        parse = formats.prompt if stage == "gatt" and recipe.gatt.users == "policy" else PARSERS[stage]
+        for number, source in enumerate(getattr(recipe, stage).data):
             if source.name == MICROWORLD:
                 continue
             read = Read(stage, f"{stage}.data.{number}", source, Counts(source.name))
             owners.append((len(ledger), read))
-            for raw, record in _usable(read, problems):
+            for raw, record in _usable(read, parse, problems):
                 if not look(read, raw, record):
                     continue
                 if isinstance(record, Preference):
@@ -72,11 +74,11 @@ def examine(recipe: Recipe, stages: tuple[str, ...], problems: Problems, look: L
     return found
 
 
-def _usable(read: Read, problems: Problems) -> Iterator[tuple[Raw, Record]]:
+def _usable(read: Read, parse: Callable[..., Record], problems: Problems) -> Iterator[tuple[Raw, Record]]:
     """The rows that a stage would use; the others become problems, or counts where the recipe says drop."""
     source, counts = read.source, read.counts
     try:
-        for raw, found in sources.records(source, PARSERS[read.stage]):
+        for raw, found in sources.records(source, parse):
             counts.read += 1
             if isinstance(found, Fault):
                 problems.add(found)
@@ -103,7 +105,7 @@ def _note_side(read: Read, row: Dialogue | Prompt, test_share: float) -> None:
     side = side_used(read.source, prompt, test_share=test_share)
     if read.stage == "sft" and read.source.use is None:
         side = "train"
-    if side == "test":
+    if side == "test" and read.stage != "gatt":  # which tests nothing
         read.tested.add(prompt)
     elif read.stage in TRAINS and side == "train":
         read.trained.append(prompt)

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from rlhf.data.chat import IGNORED, Encoded, encode_completion, encode_dialogue, encode_prompt, ensure_pad, labels
+from rlhf.data.chat import IGNORED, encode_completion, encode_dialogue, encode_prompt, ensure_pad, labels
+from rlhf.data.conversations import said_in
 from rlhf.data.formats import Refused, require_apart
+from rlhf.data.gatt import exchange
 from rlhf.data.lines import Fault
 from rlhf.data.sources import DROP, Raw
 from rlhf.data.split import normal
@@ -71,6 +73,8 @@ class Tokens:
                 case Preference():
                     require_apart(record, self.tokenizer)
                     self._pair(record, raw, tally)
+                case Dialogue() if read.stage == "gatt":
+                    self._conversation(record, raw, tally)
                 case Dialogue():
                     self._dialogue(record, raw, tally)
                 case Prompt():
@@ -95,7 +99,20 @@ class Tokens:
             self.problems.add(raw.fault("the token that stops is not trained", hint))
         self._count(tally, encoded.input_ids, trained, raw)
         if len(tally.views) < SHOWN:
-            tally.views.append(View(raw.where, self._spelt(encoded, "trained")))
+            tally.views.append(View(raw.where, self._spelt(encoded.input_ids, targets)))
+
+    def _conversation(self, row: Dialogue, raw: Raw, tally: Tally) -> None:
+        """What Ghost Attention makes of a dialogue: the data's answers stand in for those the policy will give."""
+        config, users = self.recipe.gatt, said_in(row, is_safety=False).users
+        if len(users) < config.min_turns:
+            return
+        users = users[: config.max_turns]
+        asked = [turn for user in users for turn in exchange(user, ".")][:-1]
+        self._prompt(Prompt(row.id, tuple(asked), row.source, is_safety=False), raw, tally, "gatt")
+        encoded = encode_dialogue(self.tokenizer, row.turns[: 2 * len(users)])
+        targets = labels(encoded, config.train_on)
+        if len(tally.views) < SHOWN:
+            tally.views.append(View(raw.where, self._spelt(encoded.input_ids, targets)))
 
     def _pair(self, row: Preference, raw: Raw, tally: Tally) -> None:
         prompt = encode_prompt(self.tokenizer, row.prompt)
@@ -109,7 +126,7 @@ class Tokens:
         tally.rows += 1
         if len(tally.views) < SHOWN:
             for side, answer in zip(("chosen", "rejected"), answers, strict=True):
-                shown = self._spelt(Encoded(prompt + answer, [-1] * len(prompt) + [0] * len(answer)), "trained")
+                shown = self._spelt(prompt + answer, [IGNORED] * len(prompt) + answer)
                 shown[-1] = (shown[-1][0], "score")
                 pad = [("_", "padding")] * (width - len(shown))
                 tally.views.append(View(f"{raw.where} {side}", [*shown, *pad]))  # type: ignore[list-item]
@@ -144,9 +161,9 @@ class Tokens:
             sum(len(text.encode("utf-8", errors="replace")) + SLACK for text in texts) > self.recipe.model.max_length
         )
 
-    def _spelt(self, encoded: Encoded, mark: Mark) -> list[tuple[str, Mark]]:
-        texts = [self.tokenizer.decode([token]) for token in encoded.input_ids]
-        return [(text, mark if owner >= 0 else "context") for text, owner in zip(texts, encoded.owner, strict=True)]
+    def _spelt(self, ids: list[int], targets: list[int]) -> list[tuple[str, Mark]]:
+        texts = [self.tokenizer.decode([token]) for token in ids]
+        return [(t, "context" if to == IGNORED else "trained") for t, to in zip(texts, targets, strict=True)]
 
 
 def _may_be_same(row: Preference | Dialogue | Prompt) -> bool:

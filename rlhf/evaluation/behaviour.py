@@ -18,12 +18,12 @@ from rlhf.evaluation.checks import Checked, rates
 from rlhf.evaluation.diversity import over_temperature
 from rlhf.evaluation.gold import verdicts
 from rlhf.evaluation.multi_turn import follow_rates
-from rlhf.evaluation.subject import Evaluation, checkpoint_of
+from rlhf.evaluation.subject import Evaluation
 from rlhf.generation.protocol import Sampling
 from rlhf.microworld import corpus, dialogues
 from rlhf.microworld.instructions import WITHDRAWAL
 from rlhf.microworld.oracle import ideal
-from rlhf.models.load import freeze, load_given_tokenizer, load_policy
+from rlhf.models.load import checkpoint_of, freeze, load_given_tokenizer, load_policy
 from rlhf.rollout import Sample, sample
 from rlhf.schema import MICROWORLD
 

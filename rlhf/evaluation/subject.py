@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.errors import ConfigError
 from rlhf.generation.transformers import InProcess
-from rlhf.models.load import TEMPLATE, freeze, load_given_tokenizer, load_policy, load_tokenizer
+from rlhf.models.load import TEMPLATE, checkpoint_of, freeze, load_given_tokenizer, load_policy, load_tokenizer
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
 
@@ -68,11 +68,6 @@ def found(name: str, path: str | None, made: dict[str, Path]) -> Path:
             hints=[f"policies of this run: {', '.join(made) or 'none'}", "or give it a `path`"],
         )
     return made[name]
-
-
-def checkpoint_of(folder: Path) -> Path:
-    """The weights of an artefact, or the folder itself where it is a checkpoint."""
-    return folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
 
 
 def one_tokenizer(folders: dict[str, Path]) -> PreTrainedTokenizerBase:

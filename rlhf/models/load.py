@@ -292,6 +292,11 @@ def _given(path: str) -> Iterator[None]:
         ) from None
 
 
+def checkpoint_of(folder: Path) -> Path:
+    """The weights of an artefact, or the folder itself where it is a checkpoint."""
+    return folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
+
+
 def _existing(checkpoint: Path) -> Path:
     if not checkpoint.is_dir():
         raise MissingError(f"{checkpoint} does not exist", hints=["see what is there: rlhf status"])

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.data.chat import template_digest
 from rlhf.errors import DataError
 from rlhf.functional.piecewise import piecewise_score
-from rlhf.models.load import freeze, load_reward_model, load_tokenizer
+from rlhf.models.load import checkpoint_of, freeze, load_reward_model, load_tokenizer
 from rlhf.models.score import score
 from rlhf.models.shared import shared
 from rlhf.schema import ModelConfig
@@ -44,7 +44,7 @@ class RewardModels:
         Raises:
             DataError: if they were trained on other ids or another template: the scores would be of another text.
         """
-        checkpoint = artefact / "checkpoint"
+        checkpoint = checkpoint_of(artefact)
         for domain in ("helpfulness", "safety"):
             check_same_tokens(reads, load_tokenizer(checkpoint / domain), where=checkpoint / domain)
         helpfulness = shared(freeze(load_reward_model(checkpoint / "helpfulness", config)))

@@ -77,7 +77,7 @@ def best_of_charts(reports: Reports) -> list[Chart]:
             if points:
                 series.append(Series(run, [x for x, _ in points], [v for _, v in points]))
         if series:
-            svg = lines(f"compare-{what}", series, x="N", y=y, powers_of_two=True)
+            svg = lines(f"compare-{what}", series, x="N", y=y, scale="powers of two")
             charts.append(Chart(title, svg, "By the last policy of every run.", figures.alt_of(series)))
     return charts
 

@@ -111,7 +111,7 @@ def best_of_charts(report: Mapping[str, Any]) -> list[Chart]:
         if series:
             if what == "gold_of_max":
                 caption += " " + " ".join(over_optimised(line) for line in series)
-            svg = lines(f"bestof-{what}", series, x="N", y=y, powers_of_two=True)
+            svg = lines(f"bestof-{what}", series, x="N", y=y, scale="powers of two")
             charts.append(Chart(title, svg, caption, alt_of(series)))
     return charts
 
@@ -174,22 +174,29 @@ def refusal_charts(report: Mapping[str, Any]) -> list[Chart]:
 
 def scaling_charts(report: Mapping[str, Any]) -> list[Chart]:
     """The trade-off of safety data in one plot: helpfulness, violations and false refusals by share (Fig 15, 33)."""
-    rows = sorted(report.get("safety_scaling", {}).items(), key=lambda item: float(item[0]))
+    rows = []
+    for share, row in sorted(report.get("safety_scaling", {}).items(), key=lambda item: float(item[0])):
+        refused = {f"false_refusal.{kind}": rate for kind, rate in row.get("false_refusal", {}).items()}
+        rows.append({**row, **refused, "percent": 100 * float(share)})
     wanted = {
-        "helpfulness": [row.get("gold_helpfulness") for _, row in rows],
-        "violations": [row.get("violation_rate") for _, row in rows],
-        "refused, ordinary": [row.get("false_refusal", {}).get("ordinary") for _, row in rows],
-        "refused, borderline": [row.get("false_refusal", {}).get("borderline") for _, row in rows],
+        "helpfulness": "gold_helpfulness",
+        "violations": "violation_rate",
+        "refused, ordinary": "false_refusal.ordinary",
+        "refused, borderline": "false_refusal.borderline",
     }
     series = []
-    for name, values in wanted.items():
-        known = [(100 * float(share), v) for (share, _), v in zip(rows, values, strict=True) if v is not None]
+    for name, figure in wanted.items():
+        known = [row for row in rows if row.get(figure) is not None]
         if len(known) > 1:
-            series.append(Series(name, [x for x, _ in known], [y for _, y in known]))
+            intervals = [row.get("interval", {}).get(figure, (row[figure], row[figure])) for row in known]
+            series.append(Series(name, [row["percent"] for row in known], [row[figure] for row in known], intervals))
     if not series:
         return []
-    caption = "The same helpfulness data with more and more safety data; every model starts from the pretrained one."
-    svg = lines("safety-scaling", series, x="safety data, %", y="share, gold score")
+    caption = (
+        "The same helpfulness data with more and more safety data; every model starts from the pretrained one."
+        " Strokes are 95% intervals; the shares stand as far apart, whatever they are."
+    )
+    svg = lines("safety-scaling", series, x="safety data, %", y="share; gold score", scale="even")
     return [Chart("What safety data buys and costs", svg, caption, alt_of(series))]
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -64,11 +64,12 @@ _STYLE = {
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One named line: y over x, of equal length."""
+    """One named line: y over x, of equal length, and the 95% interval of every y where they are known."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    intervals: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +81,34 @@ class Bar:
 
 
 def lines(
-    key: str, series: Sequence[Series], *, x: str, y: str, powers_of_two: bool = False, diagonal: bool = False
+    key: str,
+    series: Sequence[Series],
+    *,
+    x: str,
+    y: str,
+    scale: Literal["linear", "powers of two", "even"] = "linear",
+    diagonal: bool = False,
 ) -> str:
-    """Lines over a common axis; `key` makes the SVG's ids unique on the page."""
+    """Lines over a common axis; `key` makes the SVG's ids unique on the page; `even` puts its x equally far apart."""
     names = [s.name for s in series] if len(series) > 1 else []
+    known = sorted({v for s in series for v in s.x})
+    places = {v: float(i) for i, v in enumerate(known)} if scale == "even" else {}
     with _chart(key, legend=names) as (axes, svg):
         if diagonal:
             ends = [v for s in series for v in (*s.x, *s.y)]
             axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=_MUTED, linewidth=0.8, linestyle=":")
         for i, s in enumerate(series):
-            xs, ys = _thinned(s.x, s.y)
+            xs, ys = _thinned([places.get(v, v) for v in s.x], s.y)
+            if s.intervals:
+                axes.vlines(xs, *zip(*s.intervals, strict=True), color=_COLOURS[i % 6], linewidth=0.8)
             axes.plot(
                 xs, ys, label=s.name, color=_COLOURS[i % 6], linestyle=_DASHES[i % 6], linewidth=1.4, **_dots(i, xs)
             )
-        if powers_of_two:
+        if scale == "even":
+            axes.set_xticks(range(len(known)), [f"{v:g}" for v in known])
+        elif scale == "powers of two":
             axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_locator(FixedLocator(sorted({v for s in series for v in s.x})))
+            axes.xaxis.set_major_locator(FixedLocator(known))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_locator(NullLocator())
         else:

@@ -16,7 +16,12 @@ from rlhf.data.chat import encode_dialogue, labels
 from rlhf.data.conversations import said_in, under_instructions, with_changes
 from rlhf.data.gatt import training_dialogue
 from rlhf.data.instructions import Lists
+from rlhf.data.sources import Counts, Raw
 from rlhf.data.types import Dialogue, Turn
+from rlhf.doctor.problems import Problems
+from rlhf.doctor.rows import Read
+from rlhf.doctor.tokens import Tokens
+from rlhf.schema import Recipe, Source
 
 REAL = Path(os.environ.get("RLHF_DATA_REAL", "data-real")) / "sft"
 LISTS = Lists({"hobbies": ["chess"], "languages": ["French"], "figures": ["Napoleon", "Oscar Wilde"]})
@@ -117,6 +122,15 @@ def test_real_dialogues_go_through_without_one_masked_wrong_token(name, tokenize
     conversations = under(many, min(200, len(many)))
     assert conversations
     assert check_rows(tokenizer, conversations) > 0
+    recipe, problems = Recipe.model_validate({"stages": ["gatt"], "model": {"max_length": 10**6}}), Problems()
+    for dialogue in many[:50]:
+        doctor, read = Tokens(tokenizer, recipe, problems), Read("gatt", "gatt.data.0", Source(name=name), Counts(name))
+        assert doctor.look(read, Raw("rows.jsonl:1", {}, ""), dialogue)
+        users = sum(turn.role == "user" for turn in dialogue.turns)
+        _, last = reference(tokenizer, [(t.role, t.content) for t in dialogue.turns[: 2 * min(users, 20)]])
+        (view,) = doctor.tallies["gatt.data.0"].views
+        assert [mark == "trained" for _, mark in view.tokens] == last
+    assert not len(problems)
 
 
 def spoken(row):

@@ -49,6 +49,26 @@ def test_answers_and_their_ends_are_trained_and_nothing_else(looked, tokenizer):
     assert not len(problems)
 
 
+def test_of_a_dialogue_for_ghost_attention_the_last_answer_alone_is_trained(looked, tokenizer):
+    """It answers itself: what is too long is what users say, not the answers of the data."""
+    answer = Turn("assistant", "take the key .")
+    dialogue = Dialogue("d", (*QUESTION, answer) * 3, "mine")
+    config = {"max_turns": 2, "max_new_tokens": 40}
+    tally, problems = looked(dialogue, "gatt", gatt=config)
+    (view,) = tally.views
+    marks = [mark for _, mark in view.tokens]
+    trained = [token.strip() for token, mark in view.tokens if mark == "trained"]
+    assert [token for token in trained if token] == ["take", "the", "key", ".", "</s>"]
+    assert "trained" not in marks[: len(marks) // 2]  # two of three exchanges are left, of equal length
+    assert not len(problems)
+    assert (
+        len(looked(Dialogue("d", (*QUESTION, Turn("assistant", "key " * 200)) * 2, "m"), "gatt", gatt=config)[1]) == 0
+    )
+    long = Dialogue("d", (Turn("user", "key " * 50), answer) * 2, "mine")
+    assert "the context holds 128" in looked(long, "gatt", gatt=config)[1].first[0].what
+    assert looked(Dialogue("d", (*QUESTION, answer), "mine"), "gatt", gatt=config)[0].rows == 0  # below min_turns
+
+
 def test_both_replies_are_as_wide_and_scored_at_their_ends(looked):
     tally, _ = looked(pair(rejected="good luck and take the key in the house !"))
     chosen, rejected = tally.views
@@ -153,6 +173,17 @@ def test_it_reads_tokens_with_the_recipes_own_tokenizer(tmp_path, capsys, saved_
     assert "1 rows encoded" in out
     assert "[</s>*]" in out
     assert "tokens are not checked" not in out
+
+
+@pytest.mark.parametrize("stage", ["gatt", "scaling"])
+def test_rows_of_every_stage_are_read(tmp_path, capsys, saved_base, stage):
+    says = [{"role": "user", "content": "how ?"}, {"role": "assistant", "content": "take the key ."}]
+    path = written(tmp_path / "rows.jsonl", [{"messages": says * 2}, {"messages": says * 2 + says[1:]}])
+    words = [f"stages=[{stage}]", f"{stage}.data=[{{name: mine, path: {path}}}]", f"{stage}.max_new_tokens=8"]
+    assert main(["check", "data", f"stage={stage}", "config=hh", f"runs_dir={saved_base}", *words]) == 65
+    out = capsys.readouterr().out
+    assert f"{stage}.data.0  mine: 1 of 2 rows used" in out
+    assert "rows.jsonl:2" in out
 
 
 @pytest.fixture

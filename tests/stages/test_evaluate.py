@@ -26,7 +26,8 @@ def test_one_checkpoint_by_itself(job_of, saved, policy):
     started = time.monotonic()
     job = job_of(
         "evaluate", reads={"policies": [], "reward": [], "preferences*": []}, model={"max_length": 512},
-        policies=[{"name": "gatt", "path": str(folder / "checkpoint")}], rewards={"path": str(rewards)}, **SMALL,
+        policies=[{"name": "gatt", "path": str(folder / "checkpoint")}],
+        rewards={"path": str(rewards / "checkpoint")}, **SMALL,
     )  # fmt: skip
     evaluate.run(job)
     assert time.monotonic() - started < 60
