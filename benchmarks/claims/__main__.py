@@ -17,15 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claims.arms import folder_of, results
-from benchmarks.claims.table import ARMS, TABLE
+from benchmarks.claims.arms import ARMS
+from benchmarks.claims.make import folder_of, results
+from benchmarks.claims.table import TABLE
 from rlhf.checkpoint import locked
 from rlhf.errors import RlhfError
 from rlhf.evaluation.experiments import Experiment, judge
 from rlhf.provenance.manifests import as_made
 from rlhf.schema import Recipe
 
-WORKER = (sys.executable, "-m", "benchmarks.claims.arms")
+WORKER = (sys.executable, "-m", "benchmarks.claims.make")
 WORDS = {True: "holds", False: "does not hold", "untestable": "untestable"}
 
 

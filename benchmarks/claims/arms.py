@@ -1,102 +1,99 @@
-"""One arm of a run, in a process of its own: `python -m benchmarks.claims.arms runs/tiny-0 no-margin`.
-
-An arm is a finished run with some steps made again under other settings; everything they read is the run's own, or of
-the arm that this one is `like`. The run itself is the arm `run`. The pipeline makes them: what is done is skipped, and
-what was stopped is gone on with.
-"""
+"""Every arm: a finished run of which some steps are made again, and the settings that they are made with."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import re
-import shutil
-import sys
-import threading
-import time
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from benchmarks.claims.scores import scores
-from benchmarks.claims.table import ARMS, Arm
-from rlhf import pipeline
-from rlhf.config import load, merge, split
-from rlhf.errors import MissingError, RlhfError
-from rlhf.provenance.manifests import as_made, manifests
-from rlhf.schema import Recipe
+from rlhf.microworld.instructions import ROLE_INSTRUCTIONS, WORD_INSTRUCTIONS, Instruction
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.claims.arms", description=__doc__)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("arm", choices=ARMS)
-    parser.add_argument("--out", type=Path, default=Path("runs/claims"))
-    parser.add_argument("--set", nargs="*", default=[])
-    options = parser.parse_args()
-    threading.Thread(target=leave_with, args=(os.getppid(),), daemon=True).start()
-    make(options.arm, options.run, options.out, options.set)
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A finished run of three rounds with some steps made again; what they read beside one another is the run's own."""
+
+    again: tuple[str, ...] = ()
+    """The steps, in order."""
+    settings: tuple[str, ...] = ()
+    """Over the run's own; {run} is its folder."""
+    like: str = ""
+    """The arm whose steps come before the run's own."""
+    times: float = 1.0
+    """PPO's scores are multiplied with this."""
+    whitened: bool = True
 
 
-def leave_with(parent: int) -> None:
-    """End with the process that began this one: killed, it can stop nobody, and a second one finds no folder locked."""
-    while os.getppid() == parent:
-        time.sleep(0.3)
-    os._exit(1)
+def measured(*policies: str, less: tuple[str, ...]) -> tuple[str, ...]:
+    """Evaluation of these policies, with settings that leave most of it out."""
+    named = ", ".join(f"{{name: {policy}}}" for policy in policies)
+    never = ("best_of_prompts=2", "best_of_samples=1", "temperatures=[1.0]", "attention=0", "diversity_prompts=0")
+    return (f"evaluate.policies=[{named}]", *(f"evaluate.{setting}" for setting in (*never, *less)))
 
 
-def make(name: str, run: Path, out: Path, settings: list[str]) -> None:
-    """Bring one arm up to date; the arm it is like has been made."""
-    arm, folder = ARMS[name], folder_of(name, run, out)
-    if not arm.again:
-        make_run(run, settings)
-        return
-    tiny = load("tiny", [f"run={name}"]).recipe  # has the word on stages that the run did not make
-    given = [setting.replace("{run}", str(run.resolve())) for setting in (*arm.settings, *settings, "wandb=disabled")]
-    made_with = as_made(run, tiny).model_dump(mode="json")
-    recipe = Recipe.model_validate(merge(made_with, dict(split(setting) for setting in given)))
-    begin(folder, arm, recipe, folder_of(arm.like or "run", run, out), run)
-    with scores(arm.times, whitened=arm.whitened):
-        pipeline.run_recipe(recipe, folder, stage=",".join(arm.again))
+def only(*policies: str) -> tuple[str, ...]:
+    """Evaluation of single answers, and of nothing else."""
+    return measured(*policies, less=("dialogues=1", "turns=[1]"))
 
 
-def make_run(run: Path, settings: list[str]) -> None:
-    """The default recipe with the seed that the folder's name ends in; a run with every step is taken as it is."""
-    seed = re.search(r"\d+$", run.name)
-    if not seed and not manifests(run):
-        hints = [f"make it: rlhf run seed=N run={run.name}", "or let its name end in the seed of a run to make: tiny-3"]
-        raise MissingError(f"{run} has no finished step", hints=hints)
-    given = [f"run={run.name}", *([f"seed={int(seed[0])}"] if seed else []), *settings, "wandb=disabled"]
-    recipe = as_made(run, load("tiny", given).recipe)
-    if {step.name for step in pipeline.expand(recipe)} - manifests(run).keys():
-        pipeline.run_recipe(recipe, run)
+def only_turns(*policies: str, changes: int = 0) -> tuple[str, ...]:
+    """Evaluation of dialogues of many turns, of more of them than a run has, and of nothing else."""
+    return measured(*policies, less=("prompts=4", "dialogues=96", f"changes={changes}"))
 
 
-def begin(folder: Path, arm: Arm, recipe: Recipe, *sources: Path) -> None:
-    """Link what the arm's steps read and do not make, anew each time: the run may have changed since."""
-    folder.mkdir(parents=True, exist_ok=True)
-    steps = [step for step in pipeline.expand(recipe) if step.name in arm.again]
-    for name in {name for step in steps for name in step.inputs} - set(arm.again):
-        shutil.rmtree(folder / name, ignore_errors=True)
-        source = next((source / name for source in sources if (source / name / "manifest.json").exists()), None)
-        if source is not None:
-            shutil.copytree(source, folder / name, copy_function=os.link)
+def without(instructions: Sequence[Instruction]) -> tuple[str, ...]:
+    """Ghost Attention on dialogues under none of these instructions (single answers are replayed under all), then the
+    evaluation of dialogues under them."""
+    texts = "[" + ", ".join(instruction.text for instruction in instructions) + "]"
+    return (f"gatt.unseen={texts}", f"evaluate.unseen={texts}", *only_turns("rejection-3", "gatt"))
 
 
-def folder_of(name: str, run: Path, out: Path) -> Path:
-    """Where the steps of an arm are."""
-    return out / run.name / name if ARMS[name].again else run
-
-
-def results(folder: Path) -> dict[str, Any]:
-    """What every step of a folder left: {step: its results}."""
-    paths: Iterable[Path] = folder.glob("[!.]*/results.json")
-    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except RlhfError as error:
-        sys.exit(f"error: {error}")
+COMBINATIONS = WORD_INSTRUCTIONS[::3]
+"""Four words to start and four others to end with; each word is left in the other position, each position to others."""
+SMALL = ("model.hidden_size=64", "model.intermediate_size=176")
+DISTILLED = (
+    # From SFT: the policy has to heed a preprompt, and rejection sampling starts from a base that has read none.
+    "stages=[base, sft, preferences, reward, distill, evaluate]",
+    "rounds=1",
+    "microworld.caution_share=0.2",
+    *only("sft", "distill"),
+)
+ARMS: Mapping[str, Arm] = {
+    # Begun in this order: what others wait for, then the longest, so that no core has nothing to do at the end.
+    "run": Arm(),
+    "small": Arm(("base", "sft"), SMALL),
+    "cautious": Arm(("sft", "preferences-1", "reward-1"), DISTILLED),
+    "changing": Arm(("gatt", "evaluate"), ("gatt.change_share=0.6", "gatt.dialogues=600", "gatt.epochs=5",
+                                           *only_turns("gatt", changes=60))),
+    "combinations": Arm(("gatt", "evaluate"), without(COMBINATIONS)),
+    "no-roles": Arm(("gatt", "evaluate"), without(ROLE_INSTRUCTIONS)),
+    "all-answers": Arm(("gatt", "evaluate"), ("gatt.train_on=all_answers", *only_turns("gatt"))),
+    "scaling": Arm(("scaling",), ("stages=[base, sft, preferences, reward, rejection, scaling]",)),
+    "steady": Arm(("evaluate",), only_turns("rejection-3", "gatt", changes=60)),
+    "no-margin": Arm(("reward-1",), ("reward.margin=none",)),
+    "large-margin": Arm(("reward-1",), ("reward.margin=large",)),
+    "no-safety-loss": Arm(("reward-1",), ("reward.safety_loss_coef=0",)),
+    "no-helpfulness": Arm(("reward-1",), ("reward.safety_share=1.0",)),
+    "half": Arm(("preferences-1", "reward-1"),
+                ("preferences.helpfulness_prompts=1500", "preferences.safety_prompts=1300")),
+    "quarter": Arm(("preferences-1", "reward-1"),
+                   ("preferences.helpfulness_prompts=750", "preferences.safety_prompts=650")),
+    "small-reward": Arm(("reward-1",), SMALL, like="small"),
+    "small-borrowed": Arm(("rejection-1", "evaluate"),
+                          (*SMALL, "rejection.pool_from={run}", *only("sft", "rejection-1")), like="small"),
+    "last-pool": Arm(("rejection-3", "evaluate"),
+                     ("rejection.pool=last", "rejection.pool_from={run}", *only("rejection-3"))),
+    "no-refresh": Arm(("rejection-2", "rejection-3", "evaluate"),
+                      ("refresh=false", *only("rejection-1", "rejection-2", "rejection-3"))),
+    "no-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0", *only("gatt", "ppo"))),
+    "small-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0.05", *only("gatt", "ppo"))),
+    "helpfulness-only": Arm(("ppo", "evaluate"), ("ppo.combine=helpfulness", *only("gatt", "ppo"))),
+    "ten-times": Arm(("ppo", "evaluate"), only("gatt", "ppo"), times=10),
+    "raw": Arm(("ppo", "evaluate"), only("gatt", "ppo"), whitened=False),
+    "raw-ten-times": Arm(("ppo", "evaluate"), only("gatt", "ppo"), times=10, whitened=False),
+    "general": Arm(("reward-3", "evaluate"),
+                   ("reward.helpfulness_share=0.5", *only("sft", "rejection-3", "gatt", "ppo"))),
+    "generic": Arm(("distill", "evaluate"), (*DISTILLED, "distill.preprompt=generic"), like="cautious"),
+    "category": Arm(("distill", "evaluate"), DISTILLED, like="cautious"),
+    "unselected": Arm(("distill", "evaluate"), (*DISTILLED, "distill.keep=all"), like="cautious"),
+    "on-all-prompts": Arm(("distill", "evaluate"), (*DISTILLED, "distill.asked=all"), like="cautious"),
+}  # fmt: skip

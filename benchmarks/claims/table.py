@@ -3,105 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlhf.evaluation.experiments import Experiment, Report, at
-from rlhf.microworld.instructions import ROLE_INSTRUCTIONS, WORD_INSTRUCTIONS, Instruction
 
 Arms = Mapping[str, Report]
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """A finished run of three rounds with some steps made again; what they read beside one another is the run's own."""
-
-    again: tuple[str, ...] = ()
-    """The steps, in order."""
-    settings: tuple[str, ...] = ()
-    """Over the run's own; {run} is its folder."""
-    like: str = ""
-    """The arm whose steps come before the run's own."""
-    times: float = 1.0
-    """PPO's scores are multiplied with this."""
-    whitened: bool = True
-
-
-def measured(*policies: str, less: tuple[str, ...]) -> tuple[str, ...]:
-    """Evaluation of these policies, with settings that leave most of it out."""
-    named = ", ".join(f"{{name: {policy}}}" for policy in policies)
-    never = ("best_of_prompts=2", "best_of_samples=1", "temperatures=[1.0]", "attention=0", "diversity_prompts=0")
-    return (f"evaluate.policies=[{named}]", *(f"evaluate.{setting}" for setting in (*never, *less)))
-
-
-def only(*policies: str) -> tuple[str, ...]:
-    """Evaluation of single answers, and of nothing else."""
-    return measured(*policies, less=("dialogues=1", "turns=[1]"))
-
-
-def only_turns(*policies: str, changes: int = 0) -> tuple[str, ...]:
-    """Evaluation of dialogues of many turns, of more of them than a run has, and of nothing else."""
-    return measured(*policies, less=("prompts=4", "dialogues=96", f"changes={changes}"))
-
-
-def without(instructions: Sequence[Instruction]) -> tuple[str, ...]:
-    """Ghost Attention on dialogues under none of these instructions (single answers are replayed under all), then the
-    evaluation of dialogues under them."""
-    texts = "[" + ", ".join(instruction.text for instruction in instructions) + "]"
-    return (f"gatt.unseen={texts}", f"evaluate.unseen={texts}", *only_turns("rejection-3", "gatt"))
-
-
-COMBINATIONS = WORD_INSTRUCTIONS[::3]
-"""Four words to start and four others to end with; each word is left in the other position, each position to others."""
-SMALL = ("model.hidden_size=64", "model.intermediate_size=176")
-DISTILLED = (
-    # From SFT: the policy has to heed a preprompt, and rejection sampling starts from a base that has read none.
-    "stages=[base, sft, preferences, reward, distill, evaluate]",
-    "rounds=1",
-    "microworld.caution_share=0.2",
-    *only("sft", "distill"),
-)
-ARMS: Mapping[str, Arm] = {
-    # Begun in this order: what others wait for, then the longest, so that no core has nothing to do at the end.
-    "run": Arm(),
-    "small": Arm(("base", "sft"), SMALL),
-    "cautious": Arm(("sft", "preferences-1", "reward-1"), DISTILLED),
-    "changing": Arm(("gatt", "evaluate"), ("gatt.change_share=0.6", "gatt.dialogues=600", "gatt.epochs=5",
-                                           *only_turns("gatt", changes=60))),
-    "combinations": Arm(("gatt", "evaluate"), without(COMBINATIONS)),
-    "no-roles": Arm(("gatt", "evaluate"), without(ROLE_INSTRUCTIONS)),
-    "all-answers": Arm(("gatt", "evaluate"), ("gatt.train_on=all_answers", *only_turns("gatt"))),
-    "scaling": Arm(("scaling",), ("stages=[base, sft, preferences, reward, rejection, scaling]",)),
-    "steady": Arm(("evaluate",), only_turns("rejection-3", "gatt", changes=60)),
-    "no-margin": Arm(("reward-1",), ("reward.margin=none",)),
-    "large-margin": Arm(("reward-1",), ("reward.margin=large",)),
-    "no-safety-loss": Arm(("reward-1",), ("reward.safety_loss_coef=0",)),
-    "no-helpfulness": Arm(("reward-1",), ("reward.safety_share=1.0",)),
-    "half": Arm(("preferences-1", "reward-1"),
-                ("preferences.helpfulness_prompts=1500", "preferences.safety_prompts=1300")),
-    "quarter": Arm(("preferences-1", "reward-1"),
-                   ("preferences.helpfulness_prompts=750", "preferences.safety_prompts=650")),
-    "small-reward": Arm(("reward-1",), SMALL, like="small"),
-    "small-borrowed": Arm(("rejection-1", "evaluate"),
-                          (*SMALL, "rejection.pool_from={run}", *only("sft", "rejection-1")), like="small"),
-    "last-pool": Arm(("rejection-3", "evaluate"),
-                     ("rejection.pool=last", "rejection.pool_from={run}", *only("rejection-3"))),
-    "no-refresh": Arm(("rejection-2", "rejection-3", "evaluate"),
-                      ("refresh=false", *only("rejection-1", "rejection-2", "rejection-3"))),
-    "no-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0", *only("gatt", "ppo"))),
-    "small-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0.05", *only("gatt", "ppo"))),
-    "helpfulness-only": Arm(("ppo", "evaluate"), ("ppo.combine=helpfulness", *only("gatt", "ppo"))),
-    "ten-times": Arm(("ppo", "evaluate"), only("gatt", "ppo"), times=10),
-    "raw": Arm(("ppo", "evaluate"), only("gatt", "ppo"), whitened=False),
-    "raw-ten-times": Arm(("ppo", "evaluate"), only("gatt", "ppo"), times=10, whitened=False),
-    "general": Arm(("reward-3", "evaluate"),
-                   ("reward.helpfulness_share=0.5", *only("sft", "rejection-3", "gatt", "ppo"))),
-    "generic": Arm(("distill", "evaluate"), (*DISTILLED, "distill.preprompt=generic"), like="cautious"),
-    "category": Arm(("distill", "evaluate"), DISTILLED, like="cautious"),
-    "unselected": Arm(("distill", "evaluate"), (*DISTILLED, "distill.keep=all"), like="cautious"),
-    "on-all-prompts": Arm(("distill", "evaluate"), (*DISTILLED, "distill.asked=all"), like="cautious"),
-}  # fmt: skip
 
 
 def gain(path: str, better: str = "run", worse: str = "run", other: str | None = None) -> Callable[[Arms], float]:
@@ -357,6 +264,13 @@ TABLE = (
         {
             "turn 20, above .9": over(.9, lambda arms: at(arms["changing"], "evaluate/multi_turn/changed_after/20")),
             "over plain Ghost Attention": gain("evaluate/multi_turn/changed_after/20", "changing", "steady"),
+        },
+    ),
+    Experiment(  # written when seed 0 had been seen
+        "kept", "B28 with twice the dialogues, 96, and borders beyond the error over seeds", "Table 30", ("steady",),
+        {
+            "turn 6 before, below .2": over(-.2, lambda arms: -at(arms["steady"], "evaluate/multi_turn/before/6")),
+            "turn 20 after, above .95": over(.95, lambda arms: at(arms["steady"], "evaluate/multi_turn/after/20")),
         },
     ),
     Experiment(

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.claims import __main__ as runner
-from benchmarks.claims import arms
-from benchmarks.claims.table import ARMS, TABLE, Arm
+from benchmarks.claims import make
+from benchmarks.claims.arms import ARMS, Arm
+from benchmarks.claims.table import TABLE
 from rlhf.config import load, merge, split
 from rlhf.data.conversations import Without
 from rlhf.errors import MissingError, RlhfError
@@ -164,7 +165,7 @@ def test_an_arm_without_refresh_links_the_first_reward_models_only(tmp_path):
         (tmp_path / "run" / step).mkdir(parents=True)
         (tmp_path / "run" / step / "manifest.json").write_text("{}")
     recipe = load("tiny", list(ARMS["no-refresh"].settings)).recipe
-    arms.begin(tmp_path / "arm", ARMS["no-refresh"], recipe, tmp_path / "run")
+    make.begin(tmp_path / "arm", ARMS["no-refresh"], recipe, tmp_path / "run")
     linked = {path.name for path in (tmp_path / "arm").iterdir()}
     assert {name for name in linked if name.startswith(("preferences", "reward"))} == {"preferences-1", "reward-1"}
     assert {"base", "rejection-1"} <= linked
@@ -180,7 +181,7 @@ def test_an_arm_begins_with_what_its_steps_read(tmp_path):
     arm, folder = ARMS["small-reward"], tmp_path / "arm"
     recipe = Recipe.model_validate(merge(load("tiny").recipe.model_dump(mode="json"), dict(map(split, arm.settings))))
     for _ in range(2):
-        arms.begin(folder, arm, recipe, tmp_path / "small", tmp_path / "run")
+        make.begin(folder, arm, recipe, tmp_path / "small", tmp_path / "run")
         wanted = {"sft": "small", "preferences-1": "run"}
         assert {path.parent.name: path.read_text() for path in folder.glob("*/weights")} == wanted
         (folder / "sft" / "weights").unlink()
@@ -189,17 +190,17 @@ def test_an_arm_begins_with_what_its_steps_read(tmp_path):
 
 def test_a_missing_run_is_made_with_the_seed_of_its_name_and_a_finished_one_is_left_alone(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(arms.pipeline, "run_recipe", lambda recipe, run: asked.append((recipe, run)))
-    arms.make("run", tmp_path / "tiny-07", tmp_path, ["rounds=1"])
+    monkeypatch.setattr(make.pipeline, "run_recipe", lambda recipe, run: asked.append((recipe, run)))
+    make.make("run", tmp_path / "tiny-07", tmp_path, ["rounds=1"])
     ((recipe, run),) = asked
     assert (recipe.seed, recipe.rounds, recipe.run, run) == (7, 1, "tiny-07", tmp_path / "tiny-07")
     with pytest.raises(MissingError, match="mine has no finished step"):
-        arms.make("run", tmp_path / "mine", tmp_path, [])
+        make.make("run", tmp_path / "mine", tmp_path, [])
     for step in (step.name for step in expand(recipe)):
         assert len(asked) == 1 or asked[-1][0].seed == 5  # of the steps that there are, not of the name
         (run / step).mkdir(parents=True)
         (run / step / "manifest.json").write_text(json.dumps({"recipe": {"seed": 5, "rounds": 1}}))
-        arms.make("run", run, tmp_path, [])
+        make.make("run", run, tmp_path, [])
     assert len(asked) == len(expand(recipe))  # once for the empty folder, and after every step but the last
 
 
@@ -235,7 +236,7 @@ def toys(tmp_path, monkeypatch, capfd):
     (tmp_path / "arm.py").write_text(TOY_ARM)
     monkeypatch.setattr(runner, "TABLE", (rises, Experiment("Y", "none can tell", "Fig 1", why_not="it is dark")))
     monkeypatch.setattr(runner, "ARMS", toy_arms)
-    monkeypatch.setattr(arms, "ARMS", toy_arms)
+    monkeypatch.setattr(make, "ARMS", toy_arms)
     monkeypatch.setattr(runner, "WORKER", (sys.executable, str(tmp_path / "arm.py")))
 
     def claims(jobs, fails="none"):
@@ -281,17 +282,17 @@ def test_where_an_arm_fails_the_others_stop_and_what_is_finished_is_kept(toys, t
 
 HANG = """
 import os, sys, time
-from benchmarks.claims import __main__ as runner, arms
+from benchmarks.claims import __main__ as runner, make
 
 def hang(name, run, out, settings):
     run.mkdir()
     (run / "began").write_text(str(os.getpid()))
     time.sleep(60)
 
-arms.make, runner.WORKER = hang, (sys.executable, __file__, "worker")
+make.make, runner.WORKER = hang, (sys.executable, __file__, "worker")
 if sys.argv[1] == "worker":
     del sys.argv[1]
-    arms.main()
+    make.main()
 else:
     runner.main()
 """
