@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rlhf.config import load
 from rlhf.costs.shapes import shape_of
-from rlhf.costs.stages import Hardware, cost_of
+from rlhf.costs.hardware import Hardware
+from rlhf.costs.stages import cost_of
 
 PROCESS = "sft"
 """The step whose measurement says what a process holds beside what is planned: libraries, data, freed memory."""

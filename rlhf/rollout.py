@@ -229,12 +229,6 @@ def completion_states(policy: PreTrainedModel, rollout: Rollout) -> Tensor:
     return hidden[rows, rollout.start[rows] - 1 + steps]
 
 
-def completion_logits(policy: PreTrainedModel, rollout: Rollout) -> Tensor:
-    """[N, V] logits of the completion tokens that exist, row by row; the head is applied to nothing else."""
-    logits: Tensor = policy.get_output_embeddings()(completion_states(policy, rollout))
-    return logits
-
-
 def completion_logprobs(policy: PreTrainedModel, rollout: Rollout, *, temperature: float) -> Tensor:
     """[B, T] log-probabilities (nats) of the completion tokens, at the temperature they were sampled at."""
     return completion_choices(policy, rollout, temperature=temperature)[0]
@@ -287,16 +281,17 @@ def mean_kl(
 ) -> float:
     """Mean over answers of KL(policy || reference) in nats, summed over tokens and exact over the vocabulary.
 
-    Both are taken at this temperature. Where the answers were sampled from the policy at it, the mean is unbiased for
-    the KL of whole answers.
+    Both are taken at this temperature, of a few tokens at a time. Where the answers were sampled from the policy at it,
+    the mean is unbiased for the KL of whole answers.
     """
     rollout = Rollout.of(samples, pad_token_id=pad_token_id, device=policy.device)
-    total = 0.0
+    heads = [model.get_output_embeddings() for model in (policy, reference)]
+    tokens, total = max(1, LOGITS // heads[0].weight.shape[0]), 0.0
     for index in torch.split(torch.arange(len(rollout)), 64):
-        part = rollout.rows(index)
-        ours, theirs = completion_logits(policy, part)[None], completion_logits(reference, part)[None]
-        kl = exact_kl(
-            ours / temperature, theirs / temperature, torch.ones(ours.shape[:2], dtype=torch.bool, device=ours.device)
-        )
-        total += kl.sum().item()
+        part, kl = rollout.rows(index), []
+        states = (completion_states(model, part).split(tokens) for model in (policy, reference))
+        for both in zip(*states, strict=True):
+            ours, theirs = (head(read)[None] / temperature for head, read in zip(heads, both, strict=True))
+            kl.append(exact_kl(ours, theirs, torch.ones(ours.shape[:2], dtype=torch.bool, device=ours.device)))
+        total += torch.cat(kl, 1).sum().item()
     return total / len(rollout)

@@ -20,8 +20,8 @@ from rlhf.rollout import (
     Rollout,
     Sample,
     completion_choices,
-    completion_logits,
     completion_logprobs,
+    completion_states,
     completion_values,
     mean_kl,
     padding_share,
@@ -171,7 +171,7 @@ def test_a_completion_stands_in_the_row_where_it_is_predicted(rollout):
 @torch.no_grad()
 def test_logprobs_are_those_of_each_row_alone(policy, samples, rollout):
     logprobs = completion_logprobs(policy, rollout, temperature=TEMPERATURE)
-    logits = completion_logits(policy, rollout)
+    logits = policy.lm_head(completion_states(policy, rollout))
     assert logprobs.shape == rollout.tokens.shape
     logits = logits.split(rollout.completion_mask.sum(-1).tolist())  # nothing is computed for padding
     for i, answer in enumerate(samples):
@@ -211,7 +211,9 @@ def test_the_kl_of_a_policy_to_itself_is_nothing(policy, samples):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 @torch.no_grad()
-def test_the_kl_to_another_model_is_summed_over_each_answer_and_averaged_over_answers(policy, samples, temperature):
+def test_the_kl_to_another_model_is_summed_over_each_answer_and_averaged_over_answers(
+    policy, samples, temperature, monkeypatch
+):
     other = copy.deepcopy(policy)
     for weight in other.parameters():
         weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
@@ -230,6 +232,12 @@ def test_the_kl_to_another_model_is_summed_over_each_answer_and_averaged_over_an
     assert found != pytest.approx(mean_kl(other, policy, samples, **same), rel=1e-3)  # it has a direction
     # More answers than are read at a time.
     assert mean_kl(policy, other, samples * 11, **same) == pytest.approx(found, rel=1e-5)
+    widths = []
+    hook = policy.lm_head.register_forward_hook(lambda _, args, logits: widths.append(len(logits)))
+    monkeypatch.setattr(rollouts, "LOGITS", 7 * 300)
+    assert mean_kl(policy, other, samples, **same) == pytest.approx(found, rel=1e-5)
+    hook.remove()
+    assert max(widths) == 7
 
 
 def test_the_share_of_padding_by_hand(policy, rollout, monkeypatch):

@@ -35,8 +35,8 @@ COMMANDS = (
         ("rlhf plan", "rlhf plan config=llama2-7b gpus=8 gpu_memory=80GB tflops=312"),
         flags=AGAIN,
         options={
-            "launch": "ddp, fsdp, zero2, zero3: how models that learn are spread        [ddp]",
-            "gpus": "how many                                                          [1]",
+            "launch": "ddp, fsdp, zero2, zero3 on GPUs; cpu, cpu-fsdp, cpu-zero2, cpu-zero3      [ddp]",
+            "gpus": "how many; on CPUs, processes                                      [1]",
             "gpu_memory": "of each, such as 80GB",
             "tflops": "peak of each, for the time",
             "mfu": "share of that peak that is reached                              [0.4]",

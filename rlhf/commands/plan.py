@@ -12,11 +12,12 @@ from rlhf.errors import ConfigError
 from rlhf.reporting.text import duration
 
 if TYPE_CHECKING:
-    from rlhf.costs.stages import Cost, Hardware
+    from rlhf.costs.hardware import Hardware
+    from rlhf.costs.stages import Cost
     from rlhf.planning.steps import Step
     from rlhf.schema import Recipe
 
-ENGINES = ("ddp", "fsdp", "zero2", "zero3")
+LAUNCHES = ("ddp", "fsdp", "zero2", "zero3", "cpu", "cpu-fsdp", "cpu-zero2", "cpu-zero3")
 UNITS = {"": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
 
 
@@ -44,7 +45,8 @@ def costs(steps: list[Step], recipe: Recipe, hardware: Hardware) -> None:
     shape, times = shape_of(recipe.model), Counter(step.stage for step in steps)
     found = {stage: cost_of(stage, recipe, shape, hardware) for stage in times}
     spread = f", {hardware.engine}" if hardware.gpus > 1 else ""
-    print(f"{shape.policy:,} parameters; bytes on one GPU of {hardware.gpus}{spread}, the work of all")
+    place = "in one process" if hardware.cpu else "on one GPU"
+    print(f"{shape.policy:,} parameters; bytes {place} of {hardware.gpus}{spread}, the work of all")
     heads = ("weights", "gradients", "optimizer", "activations~", "cache", "total", "tokens", "FLOP", "time", "disk")
     table([["", *(head.rjust(9) for head in heads)], *(line(c, times[s], hardware) for s, c in found.items())])
     print(
@@ -93,13 +95,14 @@ def verdict(stage: str, cost: Cost, recipe: Recipe, hardware: Hardware) -> str:
 
 def hardware_of(request: Request) -> Hardware:
     """The machine that the options describe."""
-    from rlhf.costs.stages import Hardware
+    from rlhf.costs.hardware import Hardware
 
     given = request.options
-    memory = given.get("gpu_memory")
+    memory, launch = given.get("gpu_memory"), request.option("launch", LAUNCHES)
     return Hardware(
         gpus=int(number(request, "gpus", 1)),
-        engine=request.option("launch", ENGINES),
+        engine=launch.removeprefix("cpu").removeprefix("-") or "ddp",
+        cpu=launch.startswith("cpu"),
         gpu_memory=bytes_of(memory) if memory is not None else None,
         tflops=number(request, "tflops", 0) or None,
         mfu=number(request, "mfu", 0.4),

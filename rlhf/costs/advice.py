@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from rlhf.costs.hardware import Hardware
 from rlhf.costs.shapes import Shape
-from rlhf.costs.stages import Cost, Hardware, cost_of
+from rlhf.costs.stages import Cost, cost_of
 
 if TYPE_CHECKING:
     from rlhf.schema import Recipe
@@ -32,7 +33,7 @@ def _changes(stage: str, recipe: Recipe, hardware: Hardware) -> Iterator[tuple[t
     for words, changed in _settings(stage, recipe, hardware):
         yield words, changed, hardware
         if hardware.gpus > 1 and hardware.engine == "ddp" and changed.model.quantisation == "none":
-            yield (*words, "launch=fsdp"), changed, replace(hardware, engine="fsdp")
+            yield (*words, f"launch={'cpu-' * hardware.cpu}fsdp"), changed, replace(hardware, engine="fsdp")
 
 
 def _settings(stage: str, recipe: Recipe, hardware: Hardware) -> Iterator[tuple[tuple[str, ...], Recipe]]:

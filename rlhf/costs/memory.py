@@ -17,6 +17,8 @@ ADAPTER = 4  # bytes: adapters and the heads beside them are float32 (rlhf/model
 BLOCK, SUPER_BLOCK = 64, 256  # of nf4: weights that share a scale of one byte, and scales that share one of four
 SHARDED = {"ddp": (), "zero2": ("gradients", "optimizer"), "zero3": ("weights", "gradients", "optimizer")}
 SHARDED["fsdp"] = SHARDED["zero3"]
+LOGITS = 2**22  # numbers at a time, of PPO's log-probabilities and of KL: 16 MB (rlhf/rollout.py)
+TILE = 4096 * 32768  # numbers at a time, of fine-tuning's: tokens times words (TRL's head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +71,32 @@ def trained(shape: Shape, model: ModelConfig, *, scored: bool) -> Bytes:
     return Bytes(weights=held, gradients=learns, optimizer=2 * learns)
 
 
-def activations(shape: Shape, model: ModelConfig, *, rows: int, tokens: int, predicted: int) -> float:
-    """What the backward pass needs of one micro-batch, in bytes: an estimate, by reading the model's forward.
+def activations(shape: Shape, model: ModelConfig, *, tokens: float, seen: int = 0) -> float:
+    """What the backward pass needs of one micro-batch below the head, in bytes: an estimate, by reading the forward.
 
-    A layer keeps about eight tensors of the model's width, four of the keys', four of the MLP's; with checkpointing it
-    keeps its input, and one layer at a time the rest. Logits of `predicted` tokens stand three times in float32.
+    A layer keeps about eight tensors of the model's width, four of the keys', four of the MLP's, and `seen` numbers of
+    who sees whom; with checkpointing it keeps its input, and one layer at a time the rest.
     """
     width, kv = WIDTH[model.dtype], shape.kv_heads * shape.head_dim
-    layer = (8 * shape.hidden_size + 4 * kv + 4 * shape.intermediate_size) * width
+    layer = (8 * shape.hidden_size + 4 * kv + 4 * shape.intermediate_size + seen) * width
     inputs = shape.layers * shape.hidden_size * width
-    per_token = inputs + layer if model.gradient_checkpointing else shape.layers * layer
-    return rows * tokens * per_token + 3 * 4 * rows * predicted * shape.vocab_size
+    return tokens * (inputs + layer if model.gradient_checkpointing else shape.layers * layer)
 
 
-def reading(shape: Shape, model: ModelConfig, *, rows: int, tokens: int) -> float:
-    """What reading prompts needs beside their cache, in bytes: an estimate, by reading the model's forward.
+def reading(shape: Shape, model: ModelConfig, *, tokens: float, seen: int = 0) -> float:
+    """What reading so many tokens at once needs beside their cache, in bytes: an estimate, by reading the forward.
 
-    One layer at a time: four tensors of the model's width, three of the MLP's, and who sees whom, as booleans and, on
-    a CPU, once more as float32.
+    One layer at a time: four tensors of the model's width, three of the MLP's, and which of the `seen` tokens of its
+    row each sees, as booleans and, on a CPU, once more as float32.
     """
-    layer = (4 * shape.hidden_size + 3 * shape.intermediate_size) * WIDTH[model.dtype]
-    return rows * tokens * (layer + 5 * tokens)
+    return tokens * ((4 * shape.hidden_size + 3 * shape.intermediate_size) * WIDTH[model.dtype] + 5 * seen)
+
+
+def logits(shape: Shape, *, tokens: float, copies: int, most: float) -> float:
+    """Logits of so many tokens in float32, never `most` numbers of them at a time, and as many copies as stand then."""
+    return 4 * copies * min(tokens * shape.vocab_size, most)
+
+
+def joined(shape: Shape) -> float:
+    """The copy of the weights that decoding on a CPU lays out for itself (rlhf/generation/fused.py)."""
+    return 4 * (shape.linear + shape.vocab_size * shape.hidden_size)

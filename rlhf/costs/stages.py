@@ -4,33 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf.costs.memory import WIDTH, Bytes, activations, adapter, frozen, reading, trained
+from rlhf.costs.hardware import Hardware
+from rlhf.costs.memory import (
+    LOGITS,
+    TILE,
+    WIDTH,
+    Bytes,
+    activations,
+    adapter,
+    frozen,
+    joined,
+    logits,
+    reading,
+    trained,
+)
 from rlhf.costs.shapes import Shape
 
 if TYPE_CHECKING:
     from rlhf.schema import Recipe, Source
 
 
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """What it is to run on, and what is assumed of data that nobody has read yet."""
-
-    gpus: int = 1
-    engine: str = "ddp"
-    gpu_memory: float | None = None
-    """Bytes of one GPU; None: not said."""
-    tflops: float | None = None
-    """Peak of one GPU in the dtype of the weights, in 10^12 operations a second; None: not said."""
-    mfu: float = 0.4
-    prompt_tokens: int = 512
-    """Mean length of a prompt."""
-    longest_pair: int | None = None
-    """Tokens of the longest pair; None: one may fill the context."""
-    rows: int = 30_000
-    """Of a set without a limit whose rows are not counted: they are in a local file of JSON lines."""
+SCORED = 8192
+"""Tokens that a reward model reads at a time (rlhf/models/score.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +82,57 @@ class _Plan:
         """Rows of one forward on one rank."""
         return int(config.microbatch_size or max(1, rows // self.hardware.gpus))
 
-    def activations(self, rows: int, tokens: int, predicted: int) -> Bytes:
-        made = activations(self.shape, self.recipe.model, rows=rows, tokens=tokens, predicted=predicted)
+    def step(self, config: Any, batch: int, length: int, *, seen: int = 0, heads: float = 0) -> Bytes:
+        """What a step needs beside model, gradients and moments: of one micro-batch, and `heads` bytes of logits."""
+        rows, model = self.micro(config, batch), self.recipe.model
+        made = heads + activations(self.shape, model, tokens=rows * length, seen=seen)
+        if rows * self.hardware.gpus < batch and not model.lora.rank:  # the embedding's next gradient is made whole
+            made += self.shape.vocab_size * self.shape.hidden_size * WIDTH[model.dtype]
         return Bytes(activations=made)
 
-    def decoding(self, prompts: int, new: int, *, samples: int = 1, turns: float = 1) -> Bytes:
-        """The cache of the rows that are decoded at once, and what reading their prompts needs.
+    def tuning(self, config: Any, batch: int, length: int, *, predicted: float) -> Bytes:
+        """A step of fine-tuning. TRL's head makes one tile of logits at a time, and where Triton is, no copies of it.
 
-        A prompt after some turns holds them, and their answers; one that is sampled several times is read once.
+        Without it every layer keeps who sees whom: documents that share a row do not see each other.
+        """
+        tokens, cpu = self.micro(config, batch) * length * predicted, self.hardware.cpu
+        heads = logits(self.shape, tokens=tokens, copies=8 if cpu else 1, most=TILE)
+        return self.step(config, batch, length, seen=length * cpu, heads=heads)
+
+    def decoding(self, prompts: int, new: int, *, samples: int = 1, turns: float = 1) -> Bytes:
+        """Reading the prompts that are answered at once, or the answers' cache and logits, whichever is more.
+
+        A prompt after some turns holds them, and their answers; one that is sampled several times is read once, and on
+        a CPU, where decoding lays weights out for itself, kept once.
         """
         model, asked = self.recipe.model, self.hardware.prompt_tokens
         length = int(min(turns * (asked + new) - new, max(model.max_length - new, asked)))
         together = max(1, self.recipe.generation.rows_per_batch // samples)
         mine = min(together, max(1, prompts // self.hardware.gpus))
-        cache = self.shape.cache(mine * samples, length + new, bytes_each=WIDTH[model.dtype])
-        return Bytes(cache=cache, activations=reading(self.shape, model, rows=mine, tokens=length))
+        fused = self.hardware.cpu and (model.dtype, model.lora.rank, model.quantisation) == ("float32", None, "none")
+        read, grown = self.cache(mine, length), self.cache(mine * samples, length + new)
+        if fused and samples > 1:
+            grown = read + self.cache(mine * samples, new)
+        reads = Bytes(cache=read, activations=reading(self.shape, model, tokens=mine * length, seen=length))
+        draws = logits(self.shape, tokens=mine * samples, copies=4, most=inf)
+        return Bytes(weights=joined(self.shape) * fused) + fullest(reads, Bytes(cache=grown, activations=draws))
+
+    def cache(self, rows: int, tokens: int) -> float:
+        return self.shape.cache(rows, tokens, bytes_each=WIDTH[self.recipe.model.dtype])
+
+    def scoring(self, prompts: int, new: int, *, samples: int = 1, turns: float = 1) -> Bytes:
+        """A reward model, whole then, reads the answers, some thousand tokens at a time."""
+        length = int(min(turns * (self.hardware.prompt_tokens + new), self.recipe.model.max_length))
+        tokens, seen = min(prompts * samples * length / self.hardware.gpus, SCORED), length * (not self.hardware.cpu)
+        made = reading(self.shape, self.recipe.model, tokens=tokens, seen=seen)
+        return self.whole(self.scored()) + Bytes(activations=made)
+
+    def answering(self, prompts: int, new: int, *, samples: int = 1, turns: float = 1) -> Bytes:
+        return fullest(*(f(prompts, new, samples=samples, turns=turns) for f in (self.decoding, self.scoring)))
+
+    def compared(self, answers: int, new: int) -> Bytes:
+        """KL of two policies over the vocabulary, of some answers at a time."""
+        return Bytes(activations=logits(self.shape, tokens=min(answers, 64) * new, copies=7, most=LOGITS))
 
     def forward(self, tokens: float, length: float) -> float:
         """Operations of a forward pass: two a weight and token, and attention over half the row."""
@@ -132,7 +167,7 @@ def _base(p: _Plan) -> Cost:
     full = _Plan(p.recipe.model_copy(update={"model": whole}), p.shape, p.hardware)
     parts = [(config.batch_size, config.row_length)]
     parts += [(config.extension_batch_size, config.extension_length)] if config.extension_steps else []
-    learning = [full.activations(p.micro(config, rows), length, length) for rows, length in parts]
+    learning = [full.tuning(config, rows, length, predicted=1) for rows, length in parts]
     held = full.policy(learns=True) + fullest(*learning)  # it trains whole on every rank
     return Cost("base", held, tokens, full.learning(tokens, config.row_length), full.saved())
 
@@ -155,9 +190,9 @@ def _fine_tuned(p: _Plan, stage: str, rows: float, *, beside: Bytes | None = Non
     """Fine-tuning on so many dialogues, beside what else is still there."""
     config, longest = getattr(p.recipe, stage), p.recipe.model.max_length
     length = config.row_length or longest
-    tokens = rows * min(longest, 2 * p.hardware.prompt_tokens) * config.epochs  # an answer as long as its prompt
-    rows = p.micro(config, config.batch_size)
-    held = p.sharded(p.policy(learns=True)) + p.activations(rows, length, length) + (beside or Bytes())
+    tokens = rows * min(longest, 2 * p.hardware.prompt_tokens) * config.epochs
+    learning = p.tuning(config, config.batch_size, length, predicted=0.5)  # an answer as long as its prompt
+    held = p.sharded(p.policy(learns=True)) + learning + (beside or Bytes())
     return Cost(stage, held, tokens, p.learning(tokens, length), p.saved())
 
 
@@ -173,11 +208,11 @@ def _sampling(p: _Plan, answers: float, new: int, *, prompts: float, models: flo
     return tokens, p.forward(tokens, prompt + new) + (models - 1) * p.forward(read, prompt + new)
 
 
-def _tuned_on_samples(p: _Plan, stage: str, work: tuple[float, float], decoding: Bytes, rows: float) -> Cost:
+def _tuned_on_samples(p: _Plan, stage: str, work: tuple[float, float], answering: Bytes, rows: float) -> Cost:
     """Answers by the newest policy, then fine-tuning on so many rows; both reward models are there all the time."""
     rewards = p.shared(p.scored(), p.scored())
     tuned = _fine_tuned(p, stage, rows, beside=rewards)
-    held = fullest(p.policy() + rewards + fullest(decoding, p.whole(p.scored())), tuned.bytes)
+    held = fullest(p.policy() + rewards + answering, tuned.bytes)
     return Cost(stage, held, work[0] + tuned.tokens, work[1] + tuned.flops, tuned.disk)
 
 
@@ -197,8 +232,8 @@ def _reward(p: _Plan) -> Cost:
     more = len({*config.margin_ablation} - {config.margin})  # models, of the pairs of one of the two
     tokens = (2 + more) * pairs * length * config.epochs
     # A micro-batch is held as long as its longest pair.
-    rows, longest = 2 * p.micro(config, config.batch_size), p.hardware.longest_pair or p.recipe.model.max_length
-    held = p.sharded(p.scored(learns=True)) + p.activations(rows, longest, 0)
+    longest = p.hardware.longest_pair or p.recipe.model.max_length
+    held = p.sharded(p.scored(learns=True)) + p.step(config, config.batch_size, 2 * longest)
     return Cost("reward", held, tokens, p.learning(tokens, length), (2 + more) * p.saved(scored=True))
 
 
@@ -207,8 +242,8 @@ def _rejection(p: _Plan) -> Cost:
     tried = len(config.temperatures) * config.temperature_prompts if len(config.temperatures) > 1 else 0
     prompts = config.prompts + tried
     work = _sampling(p, prompts * k, config.max_new_tokens, prompts=prompts, models=3)
-    decoding = p.decoding(config.prompts, config.max_new_tokens, samples=k)
-    return _tuned_on_samples(p, "rejection", work, decoding, config.prompts / (1 - config.sft_share))
+    answering = p.answering(config.prompts, config.max_new_tokens, samples=k)
+    return _tuned_on_samples(p, "rejection", work, answering, config.prompts / (1 - config.sft_share))
 
 
 def _distill(p: _Plan) -> Cost:
@@ -216,8 +251,8 @@ def _distill(p: _Plan) -> Cost:
     replayed = config.prompts * config.replay_share / (1 - config.replay_share)
     answers = 2 * config.prompts + replayed * config.replay_samples
     work = _sampling(p, answers, config.max_new_tokens, prompts=2 * config.prompts + replayed, models=3)
-    decoding = p.decoding(config.prompts, config.max_new_tokens, samples=2)
-    return _tuned_on_samples(p, "distill", work, decoding, config.prompts + replayed)
+    answering = p.answering(config.prompts, config.max_new_tokens, samples=2)
+    return _tuned_on_samples(p, "distill", work, answering, config.prompts + replayed)
 
 
 def _gatt(p: _Plan) -> Cost:
@@ -228,24 +263,30 @@ def _gatt(p: _Plan) -> Cost:
     new, k = config.max_new_tokens, config.samples_per_turn
     work = _sampling(p, prompts * k, new, prompts=prompts, models=3)
     # Half way to the longest dialogue half of them are still held.
-    decoding = p.decoding(config.dialogues // 2, new, samples=k, turns=config.max_turns / 2)
-    return _tuned_on_samples(p, "gatt", work, decoding, rows + replayed)
+    answering = p.answering(config.dialogues // 2, new, samples=k, turns=config.max_turns / 2)
+    return _tuned_on_samples(p, "gatt", work, answering, rows + replayed)
 
 
 def _ppo(p: _Plan) -> Cost:
     """Policy and critic learn; reference, two reward models and the best policy so far stand beside them."""
-    config, length = p.recipe.ppo, p.hardware.prompt_tokens + p.recipe.ppo.max_new_tokens
+    config, new = p.recipe.ppo, p.recipe.ppo.max_new_tokens
     policy, critic, best = p.policy(learns=True), p.scored(learns=True), Bytes(weights=p.saved())
     parts = p.shared(policy, critic, best, p.scored(), p.scored())
     # With LoRA, the best policy is an adapter, and so is the reference, which is not cut.
     parts, compared = (parts + best, []) if p.recipe.model.lora.rank else (parts + p.shared(p.policy()), [p.policy()])
-    rows = p.micro(config, config.minibatch_size)
-    held = parts + fullest(
-        p.whole(policy) + p.activations(rows, length, config.max_new_tokens),
-        p.whole(critic) + p.activations(rows, length, 0),
-        p.whole(p.policy()) + p.decoding(config.batch_size, config.max_new_tokens),
-        p.whole(p.policy(), *compared),
+    length, asked = p.hardware.prompt_tokens + new, max(config.batch_size, config.heldout_prompts)
+    heads = logits(p.shape, tokens=p.micro(config, config.minibatch_size) * new, copies=6, most=LOGITS)
+    learning = fullest(
+        p.whole(policy) + p.step(config, config.minibatch_size, length, heads=heads),
+        p.whole(critic) + p.step(config, config.minibatch_size, length),
     )
+    asking = fullest(
+        p.whole(p.policy()) + p.decoding(asked, new),
+        p.scoring(asked, new),
+        p.whole(p.policy(), *compared) + p.compared(asked, new),
+        p.shared(best),  # a better one is copied before it goes
+    )
+    held = fullest(parts + learning, replace(parts, gradients=0) + asking)
     answers = config.iterations * config.batch_size
     checks = (config.iterations // config.heldout_every + 1) * config.heldout_prompts
     tokens, flops = _sampling(p, answers + checks, config.max_new_tokens, prompts=answers + checks, models=3)
@@ -261,8 +302,8 @@ def _scaling(p: _Plan) -> Cost:
     length, answers = p.hardware.prompt_tokens + p.recipe.rejection.max_new_tokens, len(config.shares) * config.prompts
     tokens, flops = _sampling(p, answers, config.max_new_tokens, prompts=answers, models=3)
     work = (tokens, flops + 2 * p.forward(pooled * k * length, length))
-    decoding, rows = p.decoding(config.prompts, config.max_new_tokens), pooled * sum(1 + s for s in config.shares) / 2
-    tuned = _tuned_on_samples(p, "scaling", work, decoding, rows)
+    rows = pooled * sum(1 + s for s in config.shares) / 2
+    tuned = _tuned_on_samples(p, "scaling", work, p.answering(config.prompts, config.max_new_tokens), rows)
     return replace(tuned, disk=len(config.shares) * tuned.disk)
 
 
@@ -275,8 +316,9 @@ def _evaluate(p: _Plan) -> Cost:
     answers = config.prompts + config.best_of_prompts * config.best_of_samples
     tokens, flops = _sampling(p, policies * answers, config.max_new_tokens, prompts=policies * answers, models=4)
     new, turns = config.max_new_tokens, max(config.turns)
-    sampling = fullest(p.decoding(answers, new), p.decoding(config.dialogues, new, turns=turns))
-    held = p.policy() + p.policy() + p.scored() + p.scored() + sampling
+    alone, talking = p.answering(answers, new), p.answering(config.dialogues, new, turns=turns)
+    held = p.policy() + p.policy() + p.scored() + p.scored()
+    held += fullest(alone, talking, p.compared(config.prompts, new))
     return Cost("evaluate", held, tokens, flops, 0)
 
 

@@ -141,7 +141,8 @@ def _prefill(model: PreTrainedModel, request: Request, *, shared: bool) -> tuple
         logits_to_keep=1,
     ).logits[:, -1]
     kind = SharedPrompts if shared and k > 1 else RowCache
-    cache.layers = [kind(layer.keys, layer.values, seen=mask, copies=k, room=room) for layer in cache.layers]
+    for i, layer in enumerate(cache.layers):  # one by one: what a layer was read into goes before the next is copied
+        cache.layers[i] = kind(layer.keys, layer.values, seen=mask, copies=k, room=room)
     row_mask = None if even else torch.nn.functional.pad(mask, (0, room), value=1).repeat_interleave(k, 0)
     return logits.repeat_interleave(k, 0), cache, row_mask, lengths.repeat_interleave(k)
 

@@ -72,10 +72,10 @@ def check_same_tokens(policy: PreTrainedTokenizerBase, rewards: PreTrainedTokeni
     written, trained = template_digest(policy), template_digest(rewards)
     if written != trained:
         what = f"the policy's chat template has digest {written[:12]}, the reward model was trained with {trained[:12]}"
-    elif policy.get_vocab() != rewards.get_vocab():
-        what = (
-            f"the policy's {len(policy):,} tokens are not the {len(rewards):,} that the reward model was trained with"
-        )
+    elif different := policy.get_vocab().items() ^ rewards.get_vocab().items():
+        token = min(token for token, _ in different)
+        ours, theirs = (tokenizer.get_vocab().get(token, "unknown") for tokenizer in (policy, rewards))
+        what = f"token {token!r} is {ours} to the policy, and {theirs} where the reward model was trained"
     else:
         return
     hints = ["train reward models from this policy: rlhf run stage=reward", "or start from the policy they belong to"]

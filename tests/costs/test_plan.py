@@ -10,9 +10,10 @@ import pytest
 from rlhf.cli import main
 from rlhf.config import load
 from rlhf.costs.advice import nearest
+from rlhf.costs.hardware import Hardware
 from rlhf.costs.memory import Bytes
 from rlhf.costs.shapes import shape_of
-from rlhf.costs.stages import STAGES, Hardware, cost_of
+from rlhf.costs.stages import STAGES, _Plan, cost_of
 from rlhf.errors import ConfigError
 from rlhf.schema import STAGES as KNOWN
 
@@ -110,6 +111,30 @@ def test_tokens_of_safety_data_scaling():
     assert cost("scaling").tokens == pytest.approx(1024 * 6 * 300 + 2 * 1024 * 25_000 * (6 + 1.86))
 
 
+def test_what_ppo_holds_while_it_updates():
+    """7B in float32, an answer of 512 tokens to a prompt of 512, 4 rows at a time, every layer checkpointed; of the
+    logits, 2 ** 22 numbers at a time, six copies; and the next gradient of the embedding."""
+    recipe = load("llama2-7b", ("generation.rows_per_batch=1",)).recipe
+    found = cost_of("ppo", recipe, shape_of(recipe.model), Hardware()).bytes
+    layers = 32 * 4096 * 4 + (8 * 4096 + 4 * 4096 + 4 * 11008) * 4
+    assert found.activations == 4 * 1024 * layers + 6 * 4 * 2**22 + 32000 * 4096 * 4
+    assert found.gradients == 4 * (N + R)
+    assert found.cache == 0
+
+
+def test_decoding_on_a_cpu_holds_its_copy_of_the_weights_and_each_prompt_once():
+    """32 prompts of 16 tokens with 8 answers of at most 28 each; linear layers and head of 500 words once more."""
+    recipe = load("tiny", ("model.vocab_size=500",)).recipe
+    gpu, cpu = (
+        _Plan(recipe, shape_of(recipe.model), Hardware(prompt_tokens=16, cpu=cpu)).decoding(1800, 28, samples=8)
+        for cpu in (False, True)
+    )
+    token = 2 * 3 * 2 * 32 * 4
+    assert (gpu.weights, gpu.cache) == (0, 256 * (16 + 28) * token)
+    linear = 3 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 352)
+    assert (cpu.weights, cpu.cache) == (4 * (linear + 500 * 128), (32 * 16 + 256 * 28) * token)
+
+
 def test_shares_add_up():
     whole = Bytes(weights=8, gradients=8, optimizer=16, activations=3, cache=5)
     assert whole.sharded("fsdp", 4) == Bytes(2, 2, 4, 3, 5)
@@ -133,12 +158,12 @@ def test_the_advice_helps(stage, name, capsys):
 def test_fewer_rows_at_once_are_the_least_change_where_the_cache_is_what_does_not_fit():
     """256 rows of 1,024 tokens of Llama 2 7B in float32: 2 * 32 layers * 4096 * 4 bytes a token, 275 GB.
 
-    Their prompts, read: 512 tokens each, 4 * 4096 + 3 * 11008 numbers a token, and 5 bytes a pair of tokens.
+    Of their logits four copies are made. Reading their prompts needs less: half of the cache, and 27 GB.
     """
     recipe = load("llama2-7b").recipe
     whole = cost("preferences").bytes
     assert whole.cache == 256 * (512 + recipe.preferences.max_new_tokens) * 2 * 32 * 4096 * 4
-    assert whole.activations == 256 * 512 * ((4 * 4096 + 3 * 11008) * 4 + 5 * 512)
+    assert whole.activations == 4 * 256 * 32000 * 4
     room = whole.weights + (whole.cache + whole.activations) / 8
     words, then = nearest("preferences", recipe, shape_of(recipe.model), Hardware(gpu_memory=room))
     assert words == ("generation.rows_per_batch=32",)
@@ -148,7 +173,7 @@ def test_fewer_rows_at_once_are_the_least_change_where_the_cache_is_what_does_no
 def test_what_fits_is_said_of_each_stage(capsys):
     assert main(["plan", "config=llama2-7b", "gpus=8", "launch=zero3", "gpu_memory=80GB", "stage=sft,ppo"]) == 0
     out = capsys.readouterr().out
-    assert "\nsft fits: 22.1 GB of 80.0 GB\n" in out
+    assert "\nsft fits: 21.3 GB of 80.0 GB\n" in out
     assert "ppo does not fit" in out
 
 
@@ -165,6 +190,11 @@ def test_what_fits_is_said_of_each_stage(capsys):
 def test_options_that_make_no_sense(word, message, capsys):
     assert main(["plan", word]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_processes_on_a_cpu(capsys):
+    assert main(["plan", "launch=cpu", "stage=ppo"]) == 0
+    assert "; bytes in one process of 1, the work of all\n" in capsys.readouterr().out
 
 
 def test_a_model_whose_shape_is_not_known():
@@ -190,9 +220,12 @@ def test_rows_of_a_local_file_are_counted(tmp_path, limit, rows):
 
 
 def test_a_dialogue_is_read_to_its_end_and_as_far_as_the_context_goes():
-    """48 dialogues of 20 turns, a prompt of 16 and an answer of 28 tokens each: 880, cut at 768 with the last."""
+    """48 dialogues of 20 turns, a prompt of 16 and an answer of 28 tokens each: 880, cut at 768 with the last.
+
+    Reading 740 tokens needs 4 * 128 + 3 * 352 numbers each, and 5 bytes a pair of tokens.
+    """
     found = cost("evaluate", "tiny", prompt_tokens=16).bytes
-    assert found.cache == 48 * 768 * 2 * 3 * 2 * 32 * 4
+    assert found.cache == 48 * 740 * 2 * 3 * 2 * 32 * 4
     assert found.activations == 48 * 740 * ((4 * 128 + 3 * 352) * 4 + 5 * 740)
 
 

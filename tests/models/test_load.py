@@ -129,7 +129,7 @@ def test_reward_models_of_another_template_or_vocabulary_are_refused(reward_mode
     assert refused.value.where.endswith("helpfulness")
     longer = copy.deepcopy(tokenizer)
     longer.add_tokens(["unheard-of"])
-    with pytest.raises(DataError, match=f"the policy's {len(longer)} tokens are not the {len(tokenizer)} that"):
+    with pytest.raises(DataError, match=f"token 'unheard-of' is {len(tokenizer)} to the policy, and unknown where"):
         RewardModels.load(tmp_path, CONFIG, reads=longer)
 
 
