@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from bench_ppo import resident_mb
-from measure import Table, quiet
+from measure import Table, quiet, slope
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -104,13 +104,6 @@ def toy(folder: Path, track: Tracker, iterations: int) -> Job:
     made = job_of(step, recipe, folder, folder / "out", track, "key", Journal(folder / "events.jsonl"), Stop())
     made.reads.update({"policy": (folder / "gatt",), "reward": (folder / "reward-1",)})
     return made
-
-
-def slope(x: list[int], y: list[float]) -> float:
-    """Of the least-squares line."""
-    middle = sum(x) / len(x), sum(y) / len(y)
-    rise = sum((a - middle[0]) * (b - middle[1]) for a, b in zip(x, y, strict=True))
-    return rise / sum((a - middle[0]) ** 2 for a in x)
 
 
 if __name__ == "__main__":

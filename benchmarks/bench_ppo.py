@@ -6,6 +6,7 @@ TRL 1.12.0 is the last release with a PPOTrainer, so it needs an environment of 
     PYTHONPATH=. ppo-bench/bin/python benchmarks/bench_ppo.py --points tiny-32 --rounds 5
     PYTHONPATH=. ppo-bench/bin/python benchmarks/bench_ppo.py --losses         # the same rollout, both formulas
     PYTHONPATH=. ppo-bench/bin/python benchmarks/bench_ppo.py --memory ours    # or trl: peak of a process of its own
+    PYTHONPATH=. python benchmarks/bench_ppo.py --growth                       # ours alone, with what its cost grows
 
 Random weights, two reward models and a critic of the policy's size, prompts of 16 to 64 tokens, up to 96 new ones, the
 EOS at random. One optimizer step an iteration, in micro-batches of 8. An iteration of ours is what the stage does
@@ -27,6 +28,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from math import log
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,7 +38,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from bench_generation import ending
-from measure import Table, llama, llama_config, quiet
+from measure import Table, llama, llama_config, quiet, slope
 from torch import Tensor, nn
 from transformers import LlamaForSequenceClassification
 
@@ -64,6 +67,7 @@ class Point:
     size: str
     batch: int
     target: float = 3.0
+    longest: int = LONGEST
 
     @property
     def name(self) -> str:
@@ -71,6 +75,11 @@ class Point:
 
 
 POINTS = [Point("tiny", 32), Point("tiny", 128), Point("small", 16), Point("small", 32)]
+GROWTH: dict[str, tuple[list[Point], Callable[[Ours], int]]] = {  # points that differ in one thing, and how much of it
+    "answers": ([Point("tiny", n) for n in (16, 32, 64, 128)], lambda ours: ours.batch),
+    "longest answer, tokens": ([Point("tiny", 32, longest=n) for n in (24, 48, 96, 192)], lambda ours: ours.longest),
+    "weights": ([Point(s, 16) for s in ("tiny", "middle", "small")], lambda ours: ours.models.policy.num_parameters()),
+}
 
 
 def main() -> None:
@@ -79,13 +88,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", choices=("ours", "trl"), help="only one of the two: its peak memory")
     parser.add_argument("--losses", action="store_true", help="only the losses of both on TRL's rollout")
+    parser.add_argument("--growth", action="store_true", help="only how ours grows with batch, length and model")
     options = parser.parse_args()
+    quiet()
+    if options.growth:
+        show_growth(options.rounds)
+        return
     try:
         import trl.experimental.ppo  # noqa: F401
     except ImportError:
         print("left out: this TRL has no PPOTrainer; the head of this file says how to get 1.12.0 beside it")
         return
-    quiet()
     chosen = [point for point in POINTS if point.name in options.points.split(",")]
     if options.losses:
         show_losses()
@@ -113,6 +126,23 @@ def show_speed(points: list[Point], rounds: int) -> None:
     table.show()
 
 
+def show_growth(rounds: int) -> None:
+    """CPU seconds of an iteration against one thing at a time, and the slope of both logarithms."""
+    table = Table("PPO: what an iteration costs", ["what grows", "from, to", "CPU seconds", "slope"])
+    for what, (points, measure) in GROWTH.items():
+        amounts, seconds = [], []
+        for point in points:
+            ours = Ours(point)
+            for _ in range(rounds + 1):  # the first is not counted
+                ours.iteration()
+            amounts.append(measure(ours))
+            seconds.append(median(ours.seconds[1:]))
+        found = slope([log(n) for n in amounts], [log(s) for s in seconds])
+        listed = ", ".join(f"{s:.3g}" for s in seconds)
+        table.row(what, f"{amounts[0]:,} to {amounts[-1]:,}", listed, f"{found:.2f}")
+    table.show()
+
+
 def show_memory(point: Point, which: str, rounds: int) -> None:
     """Peak memory of a process that runs one of the two, above what it holds before the first iteration."""
     work = Ours(point) if which == "ours" else Theirs(point, rounds, after_step=lambda: None)
@@ -131,9 +161,9 @@ def resident_mb() -> float:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
-def five_models(size: str) -> tuple[nn.Module, ...]:
+def five_models(size: str, longest: int = LONGEST) -> tuple[nn.Module, ...]:
     """Policy, reference, critic, helpfulness and safety model; the same weights at every call."""
-    policy = ending(llama(size), mean=0.4 * LONGEST, longest=LONGEST)
+    policy = ending(llama(size), mean=0.4 * longest, longest=longest)
     with torch.no_grad():
         policy.lm_head.bias[PAD] = -1e4  # TRL finds the end by the first pad
     policy.config.eos_token_id = EOS
@@ -153,13 +183,13 @@ class Ours:
     """The stage's own functions, between its reading of prompts and its log."""
 
     def __init__(self, point: Point) -> None:
-        policy, reference, critic, helpfulness, safety = five_models(point.size)
+        policy, reference, critic, helpfulness, safety = five_models(point.size, point.longest)
         tokenizer = SimpleNamespace(pad_token_id=PAD)
         self.models = ppo.Models(policy, critic, reference, RewardModels(helpfulness, safety, PAD, EOS), tokenizer)
         self.config = PPOConfig(batch_size=point.batch, minibatch_size=point.batch, microbatch_size=MICRO)
         self.job = SimpleNamespace(config=self.config, name="ppo", track=SimpleNamespace(ledger=lambda *a, **k: None))
         self.optimizers = ppo.make_optimizers(self.models, self.config)
-        self.prompts, self.batch = prompts_of(point, 8), point.batch
+        self.prompts, self.batch, self.longest = prompts_of(point, 8), point.batch, point.longest
         self.seconds: list[float] = []
         self.phases: list[dict[str, float]] = []
 
@@ -168,7 +198,7 @@ class Ours:
         start = number * self.batch % len(self.prompts)
         ids = self.prompts[start : start + self.batch]
         keys = [str(start + i) for i in range(len(ids))]
-        answers = generate(self.models.policy, Request(ids, keys, Sampling(1, 1.0, LONGEST), number, EOS))
+        answers = generate(self.models.policy, Request(ids, keys, Sampling(1, 1.0, self.longest), number, EOS))
         prompt = Prompt("bench", (Turn("user", "?"),), "bench", is_safety=False)
         samples = [Sample(prompt, tuple(row), answer[0], "") for row, answer in zip(ids, answers, strict=True)]
         clock.append(time.process_time())

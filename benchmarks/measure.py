@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 SIZES = {  # width, SwiGLU width, layers, heads, vocabulary
     "tiny": (128, 352, 4, 4, 2048),
+    "middle": (256, 704, 6, 4, 8000),
     "small": (512, 1376, 8, 8, 32000),
 }
 GEMM = 2048
@@ -113,6 +114,13 @@ def spread(values: Sequence[float]) -> str:
 
 def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Of the least-squares line."""
+    middle = sum(x) / len(x), sum(y) / len(y)
+    rise = sum((a - middle[0]) * (b - middle[1]) for a, b in zip(x, y, strict=True))
+    return rise / sum((a - middle[0]) ** 2 for a in x)
 
 
 def about() -> str:

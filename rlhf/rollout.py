@@ -289,7 +289,7 @@ def mean_kl(
     tokens, total = max(1, LOGITS // heads[0].weight.shape[0]), 0.0
     for index in torch.split(torch.arange(len(rollout)), 64):
         part, kl = rollout.rows(index), []
-        states = (completion_states(model, part).split(tokens) for model in (policy, reference))
+        states = (torch.split(completion_states(model, part), tokens) for model in (policy, reference))
         for both in zip(*states, strict=True):
             ours, theirs = (head(read)[None] / temperature for head, read in zip(heads, both, strict=True))
             kl.append(exact_kl(ours, theirs, torch.ones(ours.shape[:2], dtype=torch.bool, device=ours.device)))
