@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from rlhf.config import load
-from rlhf.costs.shapes import shape_of
 from rlhf.costs.hardware import Hardware
+from rlhf.costs.shapes import shape_of
 from rlhf.costs.stages import cost_of
 
 PROCESS = "sft"
@@ -17,7 +17,7 @@ PROCESS = "sft"
 
 def main(run: str, config: str, prompt_tokens: str, longest_pair: str) -> None:
     recipe = load(config).recipe
-    hardware = Hardware(prompt_tokens=int(prompt_tokens), longest_pair=int(longest_pair))
+    hardware = Hardware(cpu=True, prompt_tokens=int(prompt_tokens), longest_pair=int(longest_pair))
     files = sorted(Path(run).glob("*/manifest.json"), key=lambda file: file.stat().st_mtime)
     measured = {file.parent.name: json.loads(file.read_text(encoding="utf-8"))["peak_rss_mb"] for file in files}
     planned = {
