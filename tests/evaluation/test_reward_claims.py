@@ -87,11 +87,11 @@ def test_verdicts(claim, path, value, verdict):
     assert examine(models)[claim]["holds"] == verdict
 
 
-def changes(small, large, ends=((0.01, 0.03), (0.1, 0.3))):
+def changes(small, large, ends=((0.01, 0.03), (0.1, 0.3)), p=0.04):
     """What margins change: accuracy on significantly better pairs over none, and scores at the ends step by step."""
     accuracy = {"small minus none": small, "large minus none": large, "large minus small": (0.0, 0.0)}
     found = {
-        name: {"accuracy": {"significantly": gained(*span) | {"p": 0.04, "n": 400}}} for name, span in accuracy.items()
+        name: {"accuracy": {"significantly": gained(*span) | {"p": p, "n": 400}}} for name, span in accuracy.items()
     }
     for name, span in zip(("small minus none", "large minus small"), ends, strict=True):
         found[name]["outside"] = gained(*span)
@@ -102,8 +102,9 @@ def changes(small, large, ends=((0.01, 0.03), (0.1, 0.3))):
     ("margins", "raises", "pushes"),
     [
         (changes((0.01, 0.03), (0.02, 0.04)), True, True),
-        (changes((-0.01, 0.03), (0.02, 0.04)), False, True),  # both have to
-        (changes((0.01, 0.03), (-0.02, 0.04)), False, True),
+        (changes((-0.03, -0.01), (0.02, 0.04)), False, True),  # both have to
+        (changes((0.01, 0.03), (-0.04, -0.02)), False, True),
+        (changes((0.01, 0.03), (0.02, 0.04), p=0.06), False, True),  # whatever the interval says
         (changes((0.01, 0.03), (0.02, 0.04), ((-0.01, 0.03), (0.1, 0.3))), True, False),
         (changes((0.01, 0.03), (0.02, 0.04), ((0.01, 0.03), (-0.1, 0.3))), True, False),
         ({"changes": {}}, "untestable", "untestable"),  # one margin alone
