@@ -3,8 +3,8 @@
 A model works a few times in an iteration: it answers, scores or gets its gradients. Put together once for each, it
 needs no process to make as many forward passes as the others, which parts that are gathered layer by layer would. At
 rest a process holds its part of the weights and, of one that learns, steps on that part alone: AdamW does to every
-number what it would do to it among all others. So the most that is held is one whole model with its gradients, beside
-the parts of all.
+number what it would do to it among all others. So the most that is held is one whole model with its gradients, or two
+that are compared, beside the parts of all.
 """
 
 from __future__ import annotations
