@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ from rlhf.microworld.dialogues import LISTS
 from rlhf.microworld.instructions import STYLE_WORDS
 from rlhf.planning.steps import expand
 from rlhf.schema import Recipe
+
+
+def in_a_thread(call):
+    """The browser of other tests leaves an event loop in the main thread, and there can be no second one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
 
 UP = Experiment(
     "X", "it rises", "Fig 0", ("main",), {"gold": lambda arms: at(arms["main"], "evaluate/policies/ppo/gold")}
@@ -244,7 +252,7 @@ def toys(tmp_path, monkeypatch, capfd):
         words = ["--runs", *runs, "--out", str(tmp_path / "claims"), "--jobs", str(jobs), "--set", fails]
         monkeypatch.setattr("sys.argv", ["claims", *words])
         try:
-            runner.main()
+            in_a_thread(runner.main)
         finally:
             said = capfd.readouterr().out
             (tmp_path / "said").write_text(said)
@@ -323,7 +331,7 @@ def test_stopped_or_killed_it_leaves_no_process_behind(tmp_path, number):
 
 def test_claims_are_named_with_commas(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["claims", "B33,B39", "--out", str(tmp_path)])
-    assert runner.main() == 0
+    assert in_a_thread(runner.main) == 0
     assert list(runner.read(tmp_path / "report.json")) == ["B33", "B39"]
     assert "B39: untestable" in capsys.readouterr().out
 
