@@ -289,8 +289,10 @@ def test_where_an_arm_fails_the_others_stop_and_what_is_finished_is_kept(toys, t
 
 
 HANG = """
-import os, sys, time
+import os, signal, sys, time
 from benchmarks.claims import __main__ as runner, make
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever began the tests in the background has it ignored
 
 def hang(name, run, out, settings):
     run.mkdir()
@@ -317,10 +319,14 @@ def test_stopped_or_killed_it_leaves_no_process_behind(tmp_path, number):
         [sys.executable, tmp_path / "hang.py", *words], env=environment, stderr=subprocess.DEVNULL
     ) as process:
         began = [run / "began" for run in runs[:2]]
-        while not all(path.exists() and path.read_text() for path in began):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(number)
+        try:
+            while not all(path.exists() and path.read_text() for path in began):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.send_signal(number)
+            process.wait(60)
+        finally:
+            process.kill()
     for path in began:
         words = Path(f"/proc/{path.read_text()}/cmdline")  # empty, once it is only waited for
         while words.exists() and words.read_bytes():
