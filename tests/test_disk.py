@@ -257,6 +257,15 @@ def test_needed_bytes_follow_the_models_and_are_explained(tmp_path, monkeypatch)
     assert f"{recipe.model.path} has 1,500" in str(caught.value.where)
 
 
+def test_models_of_a_comparison_of_margins_need_room_too(monkeypatch):
+    """Helpfulness and safety, and a helpfulness model for every other margin: small is the run's own."""
+    margins = {"margin": "small", "margin_ablation": ["none", "small", "large", "none"]}
+    recipe = Recipe.model_validate({"run": "tiny", "reward": margins, "rounds": 2})
+    found = {step.name: (step.models, step.learners) for step in expand_without_data(recipe, monkeypatch)}
+    assert found["reward-1"] == found["reward-2"] == (4, 1)
+    assert (found["base"], found["sft"], found["ppo"]) == ((1, 1), (1, 1), (1, 2))
+
+
 def test_an_input_that_was_measured_goes_before_what_settings_say(tmp_path):
     with open_artefact(tmp_path / "reward-1", {"step": "reward-1"}) as out:
         for domain, size in (("helpfulness", 700), ("safety", 900)):

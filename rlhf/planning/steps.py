@@ -99,12 +99,19 @@ def expand(recipe: Recipe, pipeline: Sequence[Stage] | None = None) -> list[Step
             continue
         name = f"{stage.name}-{number}" if number else stage.name
         reads = {token: _resolve(token, stage, steps) for token in stage.reads}
-        kept = (stage.models, stage.learners) if stage.name != "base" or recipe.model.path is None else (0, 0)
-        steps.append(Step(name, stage.name, number, stage.imported_as, reads, *kept))
+        steps.append(Step(name, stage.name, number, stage.imported_as, reads, *_kept(recipe, stage)))
     for stage in stages:
         if stage.data:
             _check_data(recipe, stage)
     return steps
+
+
+def _kept(recipe: Recipe, stage: Stage) -> tuple[int, int]:
+    """How many models a step leaves, and how many it trains at the same time."""
+    if stage.name == "base" and recipe.model.path is not None:
+        return 0, 0
+    more = {*recipe.reward.margin_ablation} - {recipe.reward.margin} if stage.name == "reward" else ()
+    return stage.models + len(more), stage.learners
 
 
 def _check_data(recipe: Recipe, stage: Stage) -> None:

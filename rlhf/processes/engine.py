@@ -28,6 +28,8 @@ INSTEAD = {
     "offload_optimizer_device": "nothing is moved off the GPU: zero3 on more of them, or model.lora.rank=16",
 }
 INSTEAD["offload_param_device"] = INSTEAD["offload_optimizer_device"]
+INSTEAD["fsdp_offload_params"] = "nothing is moved off the GPU: fsdp on more of them, or model.lora.rank=16"
+INSTEAD["fsdp_activation_checkpointing"] = "model.gradient_checkpointing=true says it"
 
 
 def vet(told: Mapping[str, Any], where: str) -> None:
@@ -48,7 +50,8 @@ def named() -> str:
     Read once: a model is cut when it is loaded, so that no process ever holds all of it, and accelerate, which would
     cut it again, or what must stay whole, is not told.
     """
-    said = {name.removeprefix("ACCELERATE_").lower(): os.environ[name] for name in os.environ if "ACCELERATE_" in name}
+    names = [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]
+    said = {name.removeprefix("ACCELERATE_").lower(): os.environ[name] for name in names}
     told = {name: said[name] for name in said if name.startswith("deepspeed_") or name in INSTEAD}
     vet(told, "what accelerate's launcher was told, by options or its own configuration file")
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)  # their names, once more

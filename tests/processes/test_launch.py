@@ -234,6 +234,32 @@ def test_no_setting_of_deepspeed_is_passed_over(monkeypatch, words, message, hin
     assert hint in refused.value.hints[0]
 
 
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        ("--fsdp_offload_params true", "fsdp_offload_params=true", "fsdp on more of them"),
+        ("--fsdp_activation_checkpointing true", "fsdp_activation_checkpointing=true", "gradient_checkpointing"),
+        ("--fsdp_reshard_after_forward true", None, None),
+    ],
+)
+def test_nor_is_what_fsdp_would_do_to_memory(monkeypatch, words, message, hint):
+    """The oracle is accelerate's own launcher, as above."""
+    from accelerate.commands.launch import launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    given = ["--use_fsdp", "--fsdp_version", "2", "--num_processes", "2", "--num_machines", "1"]
+    given += ["--mixed_precision", "no", "--main_process_port", "0", "--dynamo_backend", "no", *words.split()]
+    parsed = launch_command_parser().parse_args([*given, "-m", "rlhf"])
+    monkeypatch.setattr(os, "environ", prepare_multi_gpu_env(parsed))  # a copy
+    if message is None:
+        assert engine.named.__wrapped__() == "fsdp"
+        return
+    with pytest.raises(ConfigError) as refused:
+        engine.named.__wrapped__()
+    assert refused.value.what == f"{message} is not taken from here"
+    assert hint in refused.value.hints[0]
+
+
 def test_the_launcher_is_told_where_the_rendezvous_is(monkeypatch):
     """Two machines: only the first hosts it, and a lost one may come again."""
     words = []
