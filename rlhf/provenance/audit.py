@@ -57,10 +57,10 @@ class Part:
 def read(ledger: Path) -> list[Part]:
     """The parts of a ledger, in order."""
     parts: dict[str, Part] = {}
-    for line in ledger.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if "ids" in row:
-            parts[row["part"]] = Part(row["part"], row["ids"], row["draws"], row["epochs"])
-        else:
-            parts[row["part"]].steps.append(row)
+    with ledger.open(encoding="utf-8") as lines:  # by newlines alone: an id may hold what else ends a line in Unicode
+        for row in map(json.loads, lines):
+            if "ids" in row:
+                parts[row["part"]] = Part(row["part"], row["ids"], row["draws"], row["epochs"])
+            else:
+                parts[row["part"]].steps.append(row)
     return list(parts.values())

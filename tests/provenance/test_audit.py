@@ -12,13 +12,15 @@ STEPS = [(1, 0, [2, 0]), (2, 0, [1]), (3, 1, [1, 2]), (4, 1, [0])]  # three samp
 
 def faults(tmp_path, steps, plan=PLAN):
     rows = [plan, *({"part": plan["part"], "step": n, "epoch": e, "rows": r} for n, e, r in steps)]
-    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "ledger.jsonl").write_text("".join(lines), encoding="utf-8")
     (part,) = read(tmp_path / "ledger.jsonl")
     return list(part.faults())
 
 
 def test_each_sample_once_an_epoch_has_no_faults(tmp_path):
     assert faults(tmp_path, STEPS) == []
+    assert faults(tmp_path, STEPS, PLAN | {"ids": ["a", "line\u2028separator", "next\x85line"]}) == []
 
 
 @pytest.mark.parametrize(
