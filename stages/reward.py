@@ -41,8 +41,7 @@ def run(job: Job) -> None:
     # All pairs are read before any model is loaded: a bad row should not cost the training of the first model.
     train, test = gather(job, tokenizer)
     rows = train["helpfulness"] + train["safety"]
-    others = [margin for margin in dict.fromkeys(job.config.margin_ablation) if margin != job.config.margin]
-    again = {margin: encode(job, tokenizer, rows, margin).pairs for margin in others}
+    again = {margin: encode(job, tokenizer, rows, margin).pairs for margin in job.config.other_margins}
     encoded = encode(job, tokenizer, rows, job.config.margin)
     pairs, places = encoded.pairs, encoded.places
     border = bisect_left(places, len(train["helpfulness"]))
@@ -52,8 +51,8 @@ def run(job: Job) -> None:
         write_jsonl(job.out / f"{domain}.test.jsonl", test[domain])
         job.track.say(f"{domain} model: {mixed[domain].counts}")
         batches[domain] = fit(job, domain, domain, Rows(pairs, mixed[domain].rows), tokenizer)
-    for margin in others:  # the same pairs in the same order, from the same weights
-        fit(job, model_of(job, margin), "helpfulness", Rows(again[margin], mixed["helpfulness"].rows), tokenizer)
+    for margin, others in again.items():  # the same pairs in the same order, from the same weights
+        fit(job, model_of(job, margin), "helpfulness", Rows(others, mixed["helpfulness"].rows), tokenizer)
     first = {domain: (places[pair] for pair in mixed[domain].rows[:MOST_PAIRS]) for domain in DOMAINS}
     found = report(job, {domain: list(Rows(rows, first[domain])) for domain in DOMAINS}, test)
     job.write_results({"reward_models": {name: found[name] | {"batches": asdict(batches[name])} for name in DOMAINS}})

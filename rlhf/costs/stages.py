@@ -229,7 +229,7 @@ def _reward(p: _Plan) -> Cost:
     pairs = p.rows_of(config)
     if "preferences" in p.recipe.stages:
         pairs += p.recipe.preferences.helpfulness_prompts + p.recipe.preferences.safety_prompts
-    more = len({*config.margin_ablation} - {config.margin})  # models, of the pairs of one of the two
+    more = len(config.other_margins)  # models, of the pairs of one of the two
     tokens = (2 + more) * pairs * length * config.epochs
     # A micro-batch is held as long as its longest pair.
     longest = p.hardware.longest_pair or p.recipe.model.max_length

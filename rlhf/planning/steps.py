@@ -110,8 +110,8 @@ def _kept(recipe: Recipe, stage: Stage) -> tuple[int, int]:
     """How many models a step leaves, and how many it trains at the same time."""
     if stage.name == "base" and recipe.model.path is not None:
         return 0, 0
-    more = {*recipe.reward.margin_ablation} - {recipe.reward.margin} if stage.name == "reward" else ()
-    return stage.models + len(more), stage.learners
+    more = len(recipe.reward.other_margins) if stage.name == "reward" else 0
+    return stage.models + more, stage.learners
 
 
 def _check_data(recipe: Recipe, stage: Stage) -> None:

@@ -33,3 +33,8 @@ class RewardConfig(AdamW, Combine):
     warmup_ratio: Share = paper(0.03, "3.2.2", "share of the steps that warm up")
     warmup_min_steps: Count = paper(5, "3.2.2", "and at least this many")
     batch_size: Positive = paper(512, "3.2.2", "pairs per step, over all devices")
+
+    @property
+    def other_margins(self) -> tuple[Margin, ...]:
+        """Those of `margin_ablation` that the helpfulness model itself does not have, once each."""
+        return tuple(margin for margin in dict.fromkeys(self.margin_ablation) if margin != self.margin)

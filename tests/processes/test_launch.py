@@ -202,6 +202,17 @@ def test_accelerates_own_launcher_says_its_engine_in_the_environment(monkeypatch
     assert not {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ)
 
 
+def says(spread, message, hint):
+    """The engine that the environment names; or, with a message, that it is refused, and what to do instead."""
+    if message is None:
+        assert engine.named.__wrapped__() == spread
+        return
+    with pytest.raises(ConfigError) as refused:
+        engine.named.__wrapped__()
+    assert refused.value.what == f"{message} is not taken from here"
+    assert hint in refused.value.hints[0]
+
+
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
@@ -210,7 +221,7 @@ def test_accelerates_own_launcher_says_its_engine_in_the_environment(monkeypatch
         ("--gradient_clipping 0.5", "gradient_clipping=0.5", "max_grad_norm of a stage"),
         ("--gradient_accumulation_steps 4", "gradient_accumulation_steps=4", "batch_size and microbatch_size"),
         ("--deepspeed_config_file ds.json", "config_file=ds.json", "zero_stage"),
-        ("--deepspeed_moe_layer_cls_names A", "moe_layer_cls_names=a", "zero_stage"),
+        ("--deepspeed_moe_layer_cls_names A", "moe_layer_cls_names=A", "zero_stage"),
         ("--mixed_precision bf16", "mixed_precision=bf16", "model.dtype"),
         ("--offload_optimizer_device none --zero3_init_flag true --zero3_save_16bit_model true", None, None),
     ],
@@ -225,13 +236,7 @@ def test_no_setting_of_deepspeed_is_passed_over(monkeypatch, words, message, hin
     parsed = launch_command_parser().parse_args(given)
     parsed.deepspeed_fields_from_accelerate_config = "zero_stage"
     monkeypatch.setattr(os, "environ", prepare_deepspeed_cmd_env(parsed)[1])  # a copy
-    if message is None:
-        assert engine.named.__wrapped__() == "zero3"
-        return
-    with pytest.raises(ConfigError) as refused:
-        engine.named.__wrapped__()
-    assert refused.value.what.lower() == f"{message} is not taken from here"
-    assert hint in refused.value.hints[0]
+    says("zero3", message, hint)
 
 
 @pytest.mark.parametrize(
@@ -251,13 +256,7 @@ def test_nor_is_what_fsdp_would_do_to_memory(monkeypatch, words, message, hint):
     given += ["--mixed_precision", "no", "--main_process_port", "0", "--dynamo_backend", "no", *words.split()]
     parsed = launch_command_parser().parse_args([*given, "-m", "rlhf"])
     monkeypatch.setattr(os, "environ", prepare_multi_gpu_env(parsed))  # a copy
-    if message is None:
-        assert engine.named.__wrapped__() == "fsdp"
-        return
-    with pytest.raises(ConfigError) as refused:
-        engine.named.__wrapped__()
-    assert refused.value.what == f"{message} is not taken from here"
-    assert hint in refused.value.hints[0]
+    says("fsdp", message, hint)
 
 
 def test_the_launcher_is_told_where_the_rendezvous_is(monkeypatch):
