@@ -11,7 +11,7 @@ import torch
 
 from rlhf.data import feed
 from rlhf.data.types import Preference, Prompt, rating_mix
-from rlhf.evaluation import behaviour, claims, curves
+from rlhf.evaluation import behaviour, claims, curves, distributions
 from rlhf.evaluation.diversity import self_bleu
 from rlhf.evaluation.gold import facts_right, gold_report, verdicts
 from rlhf.evaluation.intervals import of_mean, paired, paired_quantile
@@ -38,7 +38,9 @@ def run(job: Job) -> None:
         results["policies"], replies = measure_policies(e, prompts)
         results |= best_of_curves(e) | {"samples": side_by_side(replies, job.config.samples)}
         results["win_rates"] = behaviour.wins(e, replies)
-        show(job, results["policies"], results["samples"])
+        for name, found in distributions.of_policies(replies, against=behaviour.opponent_of(e)).items():
+            results["policies"][name]["distributions"] = found
+        show(job, results["policies"], results["samples"], replies)
     if job.config.data:
         results["multi_turn"] = behaviour.multi_turn(e)
         results["attention"] = behaviour.attention_on_instruction(e)
@@ -49,13 +51,15 @@ def run(job: Job) -> None:
     job.write_results(results)
 
 
-def show(job: Job, policies: dict[str, Any], samples: list[dict[str, Any]]) -> None:
-    """The result table and the prompts of the report, for dashboards: a step for every policy, in their order."""
+def show(job: Job, policies: dict[str, Any], samples: list[dict[str, Any]], replies: dict[str, list]) -> None:
+    """The result table, all scores and the prompts of the report, for dashboards: a step for every policy."""
     for number, (policy, entry) in enumerate(policies.items()):
         for row in samples:
             job.track.sample({"policy": policy, "prompt": row["prompt"], **row["replies"][policy]})
         known = {name: value for name, value in entry.items() if isinstance(value, float) and math.isfinite(value)}
-        job.track.log({f"eval/{name}": value for name, value in known.items()}, step=number)
+        _, helpfulness, safety = zip(*replies[policy], strict=True)
+        spread = {"reward_helpfulness_histogram": helpfulness, "reward_safety_histogram": safety}
+        job.track.log({f"eval/{name}": value for name, value in (known | spread).items()}, step=number)
 
 
 def stored_results(artefact: Path) -> dict[str, Any]:

@@ -60,6 +60,14 @@ def share(value: float) -> dict[str, Any]:
     return {"accuracy": value, "n": 400, "interval": [value - 0.05, value + 0.05]}
 
 
+def spread(middle: float) -> dict[str, Any]:
+    """Scores of a policy, in four bins."""
+    shares = ("0.05", "0.1", "0.25", "0.5", "0.75", "0.9", "0.95")
+    counts = {"low": 0.0, "high": 1.0, "counts": [1, 2, 4, 0]}
+    moves = {"mean": {"mean": 0.2, "interval": [0.1, 0.3]}, "p10": {"difference": 0.0, "interval": [-0.1, 0.1]}}
+    return {"n": 7, "quantiles": dict.fromkeys(shares, middle), "histogram": counts, "shift": {"sft": moves}}
+
+
 def results() -> dict[str, Any]:
     """What stage evaluate leaves, with plausible numbers."""
     gold = dict(zip(POLICIES, (0.06, 0.35, 0.49, 0.58, 0.57, 0.66), strict=True))
@@ -79,6 +87,7 @@ def results() -> dict[str, Any]:
             "length": 14.0,
             "self_bleu": 0.4,
             "n": 400,
+            "distributions": {"safety": {"ordinary": spread(gold[name]), "adversarial": spread(1 - unsafe[name])}},
             "interval": {
                 "gold_quality": [gold[name] - 0.04, gold[name] + 0.04],
                 "violation_rate": [max(0.0, unsafe[name] - 0.05), unsafe[name] + 0.05],
@@ -193,6 +202,7 @@ def results() -> dict[str, Any]:
     return {
         "reward_models": models,
         "policies": policies,
+        "win_rates": {"against": "sft", "ppo": {"own": {"helpfulness": {"rate": 0.9, "interval": [0.8, 0.95]}}}},
         "best_of": best_of,
         "temperature": temperature,
         "multi_turn": {
@@ -401,7 +411,7 @@ def test_every_reference_inside_a_chart_finds_its_target(finished: tuple[dict[st
 
 def test_sections_come_in_their_order(finished: tuple[dict[str, Any], Path]) -> None:
     text = (finished[1] / "report.html").read_text()
-    wanted = "stages rewards best temperature ppo tradeoff turns samples losses claims lock settings versions"
+    wanted = "stages rewards scores best temperature ppo tradeoff turns samples losses claims lock settings versions"
     assert " ".join(re.findall(r'<h2 id="(\w+)"', text)) == wanted
     assert text.index("From sft to ppo") < text.index('<h2 id="stages"')
 

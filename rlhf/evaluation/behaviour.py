@@ -179,8 +179,7 @@ def kinds_of_prompts(e: Evaluation, count: int) -> dict[str, list[Prompt]]:
 
 def wins(e: Evaluation, replies: Mapping[str, Sequence[tuple[Sample, float, float]]]) -> dict[str, Any]:
     """Every policy against one of them: by own reward models, by the oracle, by a judge (Fig 11)."""
-    names = [name for name in replies if name != "base"]
-    opponent: str = e.job.config.opponent or next(iter(names), "")
+    names, opponent = [name for name in replies if name != "base"], opponent_of(e)
     if opponent not in replies or len(names) < 2:
         return {}
     theirs = replies[opponent]
@@ -200,6 +199,11 @@ def wins(e: Evaluation, replies: Mapping[str, Sequence[tuple[Sample, float, floa
             points = win_rates.judged(judge[0], judge[1], [row[0].prompt for row in ours], texts, others)
             found[name]["judge"] = win_rates.by_axis(points, [0.5] * len(points), tags)
     return found
+
+
+def opponent_of(e: Evaluation) -> str:
+    """The policy that the others are held against: the one that is named, else the first that was fine-tuned."""
+    return e.job.config.opponent or next((name for name in e.policies if name != "base"), "")
 
 
 def own(rows: Sequence[tuple[Sample, float, float]], tags: Sequence[bool]) -> list[float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf.data.types import Preference
 from rlhf.evaluation.intervals import apart, of_mean, wilson
+from rlhf.tracking.histogram import histogram as counted
 
 PAPER_PRECISION, PAPER_RECALL = 0.89, 0.55  # of unsafe answers at 0.15, on Meta's safety test set (3.2.3)
 HISTOGRAM_BINS = 20
@@ -105,10 +106,10 @@ def histogram(chosen: Tensor, rejected: Tensor) -> dict[str, Any]:
     """Shares of probabilities in equal bins, and how many are at the ends, where margins push them (Fig 27)."""
     sides = {"chosen": chosen.double().sigmoid(), "rejected": rejected.double().sigmoid()}
     both = torch.cat(list(sides.values()))
-    shares = {
-        name: (torch.histc(values, HISTOGRAM_BINS, min=0.0, max=1.0) / len(values)).tolist()
-        for name, values in sides.items()
-    }
+    shares = {}
+    for name, values in sides.items():
+        counts = counted(values.tolist(), bins=HISTOGRAM_BINS, ends=(0.0, 1.0))["counts"]
+        shares[name] = [count / len(values) for count in counts]
     outside = int(at_the_ends(both).sum())
     return {**shares, "outside": outside / len(both), "outside_interval": wilson(outside, len(both))}
 

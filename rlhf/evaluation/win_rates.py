@@ -24,9 +24,10 @@ QUESTION = (
 
 
 def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """Share of prompts whose answer has the higher score; a tie counts half. With its 95% interval."""
+    """Share of prompts whose answer has the higher score; a tie counts half. With its 95% interval and its ties."""
     points = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(ours, theirs, strict=True)]
-    return {"rate": sum(points) / len(points), "n": len(points), "interval": of_mean(points)}
+    tied = points.count(0.5) / len(points)
+    return {"rate": sum(points) / len(points), "tied": tied, "n": len(points), "interval": of_mean(points)}
 
 
 def by_axis(ours: Sequence[float], theirs: Sequence[float], is_safety: Sequence[bool]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlhf.provenance.origins import show
-from rlhf.reporting import figures, rewards, table
+from rlhf.reporting import figures, judges, rewards, table
 from rlhf.reporting.changes import Kind, word_changes
 from rlhf.reporting.graph import arcs
 from rlhf.reporting.text import duration, percent, two_places
@@ -67,6 +67,9 @@ def draw(
         reward_charts=rewards.charts(report),
         reward_sheets=rewards.sheets(report),
         worst_pairs=[worst_pair(row) for row in rewards.worst(report)],
+        spread_charts=judges.charts(report),
+        spread_sheets=judges.sheets(report),
+        wins=judges.wins(report),
         best_of_charts=figures.best_of_charts(report),
         temperature_charts=figures.temperature_charts(report),
         ppo_charts=figures.frontier_charts(ppo) + figures.ppo_charts(ppo),

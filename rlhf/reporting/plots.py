@@ -25,6 +25,8 @@ MOST_POINTS = 150
 # In letters of the legend's size, about 0.055 inches each: what fits above the axes, and what a line's sample takes.
 LEGEND_LETTERS, HANDLE_LETTERS = 60, 7
 LEGEND_ROW, TICK_LETTER = 0.16, 0.062  # inches
+ROW = 0.36  # inches of a distribution
+LONGEST_NAME = 20  # letters beside it
 
 # Stand-ins that no other part of a chart uses; the finished SVG names the page's CSS variables in their place.
 _COLOURS = ("#0000a1", "#0000a2", "#0000a3", "#0000a4", "#0000a5", "#0000a6")
@@ -78,6 +80,16 @@ class Bar:
 
     value: float
     interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One named distribution: counts between edges, and the 5%, 25%, 50%, 75% and 95% quantiles."""
+
+    name: str
+    edges: Sequence[float]
+    counts: Sequence[int]
+    quantiles: tuple[float, float, float, float, float]
 
 
 def lines(
@@ -162,6 +174,30 @@ def scatter(key: str, points: Mapping[str, tuple[float, float]], *, x: str, y: s
         axes.grid(visible=True, axis="both")
         _finish(axes, x, y, legend=[])
         _label_apart(axes, points)
+    return svg[0]
+
+
+def ridges(key: str, shapes: Sequence[Shape], *, x: str) -> str:
+    """Distributions one under another over a common axis, each as high as its fullest bin, with its quantiles below."""
+    with _chart(key, height=0.5 + ROW * len(shapes)) as (axes, svg):
+        for row, shape in enumerate(shapes):
+            heights = [row - 0.7 * count / max(shape.counts) for count in shape.counts]
+            axes.stairs(heights, shape.edges, baseline=row, fill=True, color=_COLOURS[0], alpha=0.4, linewidth=0)
+            axes.stairs(heights, shape.edges, baseline=row, color=_COLOURS[0], linewidth=0.8)
+            lowest, low, median, high, highest = shape.quantiles
+            mark: dict[str, Any] = {"color": _COLOURS[1], "solid_capstyle": "butt", "clip_on": False}
+            axes.plot([lowest, highest], [row + 0.15] * 2, linewidth=0.9, **mark)
+            axes.plot([low, high], [row + 0.15] * 2, linewidth=2.8, **mark)
+            axes.plot([median], [row + 0.15], marker="o", markersize=4.5, **mark)
+        names = [s.name if len(s.name) <= LONGEST_NAME else f"{s.name[: LONGEST_NAME - 1]}…" for s in shapes]
+        axes.set_yticks(range(len(shapes)), names)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(shapes) - 0.65, -0.8)
+        axes.set_xlim(shapes[0].edges[0], shapes[0].edges[-1])
+        axes.spines["left"].set_visible(False)
+        axes.grid(visible=False, axis="y")
+        axes.grid(visible=True, axis="x")
+        _finish(axes, x, "", legend=[])
     return svg[0]
 
 

@@ -1,4 +1,4 @@
-"""Many numbers as one entry of metrics.jsonl: how many lie in each of equal bins between the lowest and the highest."""
+"""Many numbers as one entry of a file: how many lie in each of equal bins."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 BINS = 30
 
 
-def histogram(values: Sequence[float]) -> dict[str, Any]:
-    """`{"low": ..., "high": ..., "counts": [...]}`; values that are all the same lie in the first bin."""
-    low, high = min(values), max(values)
-    counts = [0] * BINS
+def histogram(values: Sequence[float], *, bins: int = BINS, ends: tuple[float, float] | None = None) -> dict[str, Any]:
+    """`{"low": ..., "high": ..., "counts": [...]}` between the `ends`, or else the lowest and the highest value.
+
+    Values that are all the same lie in the first bin.
+    """
+    low, high = ends or (min(values), max(values))
+    counts = [0] * bins
     for value in values:
-        counts[min(BINS - 1, int(BINS * (value - low) / (high - low))) if high > low else 0] += 1
+        counts[min(bins - 1, int(bins * (value - low) / (high - low))) if high > low else 0] += 1
     return {"low": low, "high": high, "counts": counts}
 
 

@@ -11,7 +11,7 @@ PROMPTS = [Prompt(str(i), (Turn("user", f"q{i}"),), "x", is_safety=False) for i 
 
 def test_rates_by_hand():
     found = win_rates.win_rate([1.0, 2.0, 0.0, 5.0], [0.0, 2.0, 1.0, 4.0])
-    assert (found["rate"], found["n"]) == (pytest.approx(2.5 / 4), 4)  # two wins, a tie, a loss
+    assert (found["rate"], found["tied"], found["n"]) == (pytest.approx(2.5 / 4), 1 / 4, 4)  # two wins, a tie, a loss
     axes = win_rates.by_axis([1.0, 0.0], [0.0, 1.0], [False, True])
     assert (axes["helpfulness"]["rate"], axes["harmlessness"]["rate"]) == (1.0, 0.0)
     assert set(win_rates.by_axis([1.0], [0.0], [False])) == {"helpfulness"}

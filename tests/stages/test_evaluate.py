@@ -39,6 +39,12 @@ def test_one_checkpoint_by_itself(job_of, saved, policy):
     assert set(found["attention"]["after"]) == {"1", "2"}
     assert set(found["diversity"]["gatt"]) == {"factual", "creative"}
     assert found["win_rates"] == {}  # nobody to win against
+    alone = found["policies"]["gatt"]["distributions"]
+    assert list(alone) == ["helpfulness", "safety", "gold"]
+    counts = [row["histogram"]["counts"] for prompts in alone.values() for row in prompts.values()]
+    assert [sum(bins) for bins in counts] == [6, 2] * 3  # of eight prompts a quarter is unsafe
+    logged = json.loads((job.out / "metrics.jsonl").read_text())
+    assert sum(logged["eval/reward_safety_histogram"]["counts"]) == 8
     assert found["checks"] == {}
 
 

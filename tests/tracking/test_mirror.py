@@ -109,3 +109,5 @@ def test_a_histogram_counts_every_value_in_its_bin() -> None:
     assert edges(entry)[:2] == pytest.approx([0, 0.1])
     assert edges(entry)[-1] == pytest.approx(3.0)
     assert histogram([2.0, 2.0])["counts"][0] == 2
+    # Two bins from 0 to 1, whatever the values: a value at an edge lies above it, the last end in the last bin.
+    assert histogram([0.2, 0.5, 1.0], bins=2, ends=(0.0, 1.0)) == {"low": 0.0, "high": 1.0, "counts": [1, 2]}
