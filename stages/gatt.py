@@ -7,7 +7,7 @@ from pathlib import Path
 from rlhf.data import feed
 from rlhf.data.chat import encode_prompt
 from rlhf.data.conversations import Conversation, Said, Without, under_instructions, with_changes
-from rlhf.data.gatt import spread, training_dialogue
+from rlhf.data.gatt import ends, spread, training_dialogue
 from rlhf.data.instructions import WITHDRAWAL, Lists, read_lists
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
 from rlhf.errors import RlhfError
@@ -40,11 +40,13 @@ def run(job: Job) -> None:
     engine = speaker()
     answers = answers_to(job, engine, tokenizer, rewards, conversations)
     rows = training_rows(job, conversations, answers)
-    count = round(len(rows) * share_to_ratio(config.replay_share))
+    ghosts = frozenset(row.id for row in rows if config.train_on == "last_answer")
+    trained = len(ghosts) or sum(len(row.turns) // 2 for row in rows)
+    count = round(trained * share_to_ratio(config.replay_share))
     replayed = replay(job, engine, tokenizer, rewards, sampling(job), count=count)
     write_jsonl(job.out / "dialogues.jsonl", rows + replayed)
-    job.track.say(f"{len(rows):,} conversations, {len(replayed):,} of the policy's own answers beside them")
-    ghosts = frozenset(row.id for row in rows if config.train_on == "last_answer")
+    said = f"{len(conversations):,} conversations give {len(rows):,} rows"
+    job.track.say(f"{said}, {len(replayed):,} of the policy's own answers beside them")
     del engine  # the policy that spoke makes room for the one that learns
     policy = policy_to_train(start, job.recipe.model)
     fine_tune(policy, tokenizer, rows + replayed, job, last_answer_only=ghosts)
@@ -116,19 +118,19 @@ def self_play(job: Job, policy, tokenizer) -> list[Said]:
 def training_rows(job: Job, conversations: Sequence[Conversation], answers: list[list[Sample]]) -> list[Dialogue]:
     """The instruction in the first turn only, less verbose half of the time; every conversation cut at some turns.
 
-    A conversation that was sampled to its end holds one row for every turn it could have ended at. What changes an
-    instruction is said once, too, in the turn where it changes.
+    A conversation that was sampled to its end holds one row for every turn it could have ended at; they begin alike,
+    and are read in one pass. What changes an instruction is said once, too, in the turn where it changes.
 
     Raises:
         RlhfError: if no answer can be a target.
     """
     config, rng, rows = job.config, random.Random(job.seed), []
     for c, replies in zip(conversations, answers, strict=True):
-        turns = range(config.min_turns, len(replies) + 1)
         texts = [reply.text or "." for reply in replies]
-        for end in sorted({len(replies), *rng.sample(turns, min(config.cuts - 1, len(turns)))}):
-            short = rng.random() < config.short_share
-            shown = c.short if short and c.short else c.instruction
+        short = rng.random() < config.short_share
+        shown = c.short if short and c.short else c.instruction
+        cut = ends(len(replies), config.cuts, rng) if config.train_on == "last_answer" else [len(replies)]
+        for end in cut:
             if replies[end - 1].text and replies[end - 1].finished:  # an answer that never ended is no example
                 users = [c.said(turn, short=short) for turn in range(end)]
                 rows.append(training_dialogue(f"{c.id}/{end}", shown, users, texts[:end], source="gatt"))

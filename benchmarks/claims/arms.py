@@ -35,9 +35,9 @@ def only(*policies: str) -> tuple[str, ...]:
     return measured(*policies, less=("dialogues=1", "turns=[1]"))
 
 
-def only_turns(*policies: str, changes: int = 0) -> tuple[str, ...]:
+def only_turns(*policies: str, dialogues: int = 64, changes: int = 0) -> tuple[str, ...]:
     """Evaluation of dialogues of many turns, of more of them than a run has, and of nothing else."""
-    return measured(*policies, less=("prompts=4", "dialogues=96", f"changes={changes}"))
+    return measured(*policies, less=("prompts=4", f"dialogues={dialogues}", f"changes={changes}"))
 
 
 def without(instructions: Sequence[Instruction]) -> tuple[str, ...]:
@@ -62,13 +62,13 @@ ARMS: Mapping[str, Arm] = {
     "run": Arm(),
     "small": Arm(("base", "sft"), SMALL),
     "cautious": Arm(("sft", "preferences-1", "reward-1"), DISTILLED),
-    "changing": Arm(("gatt", "evaluate"), ("gatt.change_share=0.6", "gatt.dialogues=600", "gatt.epochs=5",
-                                           *only_turns("gatt", changes=60))),
+    "changing": Arm(("gatt", "evaluate"), ("gatt.change_share=0.7", "gatt.dialogues=320",
+                                           *only_turns("gatt", changes=64))),
     "combinations": Arm(("gatt", "evaluate"), without(COMBINATIONS)),
     "no-roles": Arm(("gatt", "evaluate"), without(ROLE_INSTRUCTIONS)),
-    "all-answers": Arm(("gatt", "evaluate"), ("gatt.train_on=all_answers", *only_turns("gatt"))),
+    "all-answers": Arm(("gatt", "evaluate"), ("gatt.train_on=all_answers", *only_turns("gatt", dialogues=96))),
     "scaling": Arm(("scaling",), ("stages=[base, sft, preferences, reward, rejection, scaling]",)),
-    "steady": Arm(("evaluate",), only_turns("rejection-3", "gatt", changes=60)),
+    "steady": Arm(("evaluate",), only_turns("rejection-3", "gatt", dialogues=96, changes=64)),
     "no-margin": Arm(("reward-1",), ("reward.margin=none",)),
     "large-margin": Arm(("reward-1",), ("reward.margin=large",)),
     "no-safety-loss": Arm(("reward-1",), ("reward.safety_loss_coef=0",)),

@@ -257,14 +257,16 @@ def _distill(p: _Plan) -> Cost:
 
 def _gatt(p: _Plan) -> Cost:
     config = p.recipe.gatt
-    rows = config.dialogues * config.cuts
-    replayed = rows * config.replay_share / (1 - config.replay_share)
+    replayed = config.dialogues * config.cuts * config.replay_share / (1 - config.replay_share)
     prompts = config.dialogues * (config.min_turns + config.max_turns) / 2 + replayed
     new, k = config.max_new_tokens, config.samples_per_turn
     work = _sampling(p, prompts * k, new, prompts=prompts, models=3)
-    # Half way to the longest dialogue half of them are still held.
-    answering = p.answering(config.dialogues // 2, new, samples=k, turns=config.max_turns / 2)
-    return _tuned_on_samples(p, "gatt", work, answering, rows + replayed)
+    # After the shortest there are fewer at every turn, and each is longer.
+    least, most = config.min_turns, config.max_turns
+    held = {turn: config.dialogues * min(1, (most + 1 - turn) / (most + 1 - least)) for turn in range(least, most + 1)}
+    turn = max(held, key=lambda turn: held[turn] * turn)
+    answering = p.answering(int(held[turn]), new, samples=k, turns=turn)
+    return _tuned_on_samples(p, "gatt", work, answering, config.dialogues + replayed)  # cuts are read in one pass
 
 
 def _ppo(p: _Plan) -> Cost:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf.data.chat import IGNORED
@@ -43,6 +44,27 @@ class PackedRow:
     def as_dict(self) -> dict[str, list[int]]:
         """The columns a Trainer's data set has."""
         return {"input_ids": self.input_ids, "labels": self.labels, "position_ids": self.position_ids}
+
+
+def share_prefixes(rows: Sequence[Row]) -> list[Row]:
+    """Rows, less those that another one begins with: that one bears their loss, too, and bears both names.
+
+    To a causal model an answer inside a long row is the same answer at the end of a short one, so what is read once is
+    trained as if it had been read by itself. A row stays by itself where a token would bear loss twice. The others keep
+    their order.
+    """
+    kept = dict(enumerate(rows))
+    order = sorted(kept, key=lambda number: rows[number].input_ids)
+    for number, after in pairwise(order):  # what a row begins follows it at once, the next longer one first
+        short, long = kept[number], kept[after]
+        size = len(short.input_ids)
+        pairs = list(zip(short.labels, long.labels[:size], strict=False))
+        if long.input_ids[:size] != short.input_ids or any(IGNORED not in pair for pair in pairs):
+            continue
+        labels = [max(pair) for pair in pairs] + long.labels[size:]
+        kept[after] = Row(long.input_ids, labels, f"{short.id}, {long.id}")
+        del kept[number]
+    return list(kept.values())
 
 
 def pack(

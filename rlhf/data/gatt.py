@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from rlhf.data.types import Dialogue, Turn
@@ -37,6 +38,18 @@ def training_dialogue(
         raise ValueError(f"every user turn needs its answer (got {len(users)} turns, {len(answers)} answers)")
     spoken = [turn for user, answer in zip(users, answers, strict=True) for turn in exchange(user, answer)]
     return Dialogue(id, (Turn("system", instruction), *spoken), source)
+
+
+def ends(turns: int, cuts: int, rng: random.Random) -> list[int]:
+    """The turns at which a conversation of so many is taken to end: one of each of `cuts` equal stretches of it.
+
+    So late turns are trained as often as early ones. No row ends with the first turn, where nothing is to be kept yet,
+    unless there is no other.
+    """
+    first = min(2, turns)
+    count = turns - first + 1
+    cuts = min(cuts, count)
+    return [first + rng.randrange(count * i // cuts, count * (i + 1) // cuts) for i in range(cuts)]
 
 
 def exchange(user: str, answer: str) -> tuple[Turn, Turn]:

@@ -10,7 +10,7 @@ from typing import Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.chat import encode_dialogue, labels
-from rlhf.data.collate import Row, pack
+from rlhf.data.collate import Row, pack, share_prefixes
 from rlhf.data.fit import Fit
 from rlhf.data.types import Dialogue
 from rlhf.errors import DataError
@@ -54,7 +54,8 @@ def fine_tune(
         job.track.say(str(fit))
     if not rows:
         raise DataError("every dialogue is longer than the context", where=job.name, hints=["raise model.max_length"])
-    packed = pack(rows, length=max(config.row_length or length, max(len(row.input_ids) for row in rows)))
+    read = share_prefixes(rows) if last_answer_only else rows
+    packed = pack(read, length=max(config.row_length or length, max(len(row.input_ids) for row in read)))
     total = steps_of(len(packed), batch_size=config.batch_size, epochs=config.epochs)
     schedule = Schedule(
         learning_rate=config.learning_rate,
@@ -65,7 +66,7 @@ def fine_tune(
     )
     show_loss_mask(job.out / "loss_mask.jsonl", tokenizer, rows)
     trained = sum(label != -100 for row in rows for label in row.labels)
-    tokens = sum(len(row.input_ids) for row in rows)
+    tokens = sum(len(row.input_ids) for row in read)
     job.track.say(f"{len(rows):,} dialogues, {tokens:,} tokens, {trained / tokens:.0%} of them bear loss")
     job.track.say(f"packed into {len(packed):,} rows, {total} steps")
     what = part or job.stage

@@ -102,8 +102,8 @@ def test_operations_of_sft():
 
 
 def test_tokens_of_ghost_attention():
-    """1,000 dialogues of 11 turns on average and 3,000 replayed prompts, 4 answers each; twice 3,000 + 3,000 rows."""
-    assert cost("gatt").tokens == 512 * (14_000 + 4 * 14_000) + 2 * 1024 * 6_000
+    """1,000 dialogues of 11 turns on average and 8,000 replayed prompts, 4 answers each; twice 1,000 + 8,000 rows."""
+    assert cost("gatt").tokens == 512 * (19_000 + 4 * 19_000) + 2 * 1024 * 9_000
 
 
 def test_tokens_of_safety_data_scaling():

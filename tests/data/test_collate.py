@@ -1,12 +1,14 @@
 """Packing loses nothing, mixes nothing, and the model sees each document as if it were alone."""
 
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf.data.collate import Row, fill, pack, pad_packed
+from rlhf.data.collate import Row, fill, pack, pad_packed, share_prefixes
 from rlhf.errors import DataError
 
 
@@ -127,3 +129,44 @@ def test_a_prompt_token_never_moves_the_loss():
     touched = out.logits.grad.abs().sum(-1)[0] > 0
     # Logits at i are judged by label i + 1: answers stand at 2, 3 and 6, so positions 1, 2 and 5 are trained.
     assert touched.tolist() == [False, True, True, False, False, True, False]
+
+
+# ── rows that begin another ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def last_one(*ids, name=""):
+    """A row whose last token alone bears loss."""
+    return Row(list(ids), [-100] * (len(ids) - 1) + [ids[-1]], name)
+
+
+def test_a_row_that_begins_another_is_read_in_it():
+    other = Row([5, 6], [-100, 6], "other")
+    rows = [last_one(1, 2, 3, 4, name="c"), other, last_one(1, 2, name="a"), last_one(1, 2, 3, name="b")]
+    assert share_prefixes(rows) == [Row([1, 2, 3, 4], [-100, 2, 3, 4], "a, b, c"), other]
+
+
+def test_of_two_that_it_begins_one_takes_it():
+    rows = [last_one(1, 2), last_one(1, 2, 4), last_one(1, 2, 3)]
+    assert share_prefixes(rows) == [last_one(1, 2, 4), Row([1, 2, 3], [-100, 2, 3], ", ")]
+
+
+def test_no_token_bears_loss_twice():
+    rows = [last_one(1, 2), last_one(1, 2), Row([1, 2, 3], [-100, 2, 3])]
+    assert share_prefixes(rows) == rows
+    # What begins like another and goes on differently is not a beginning of it.
+    apart = [last_one(1, 2, 3), last_one(1, 3), last_one(1)]
+    assert share_prefixes(apart[:2]) == apart[:2]
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), max_size=12))
+@settings(max_examples=200, deadline=None)
+def test_every_loss_stays_with_what_stands_before_it(documents):
+    """Of every token that bears loss, the ids up to it: as often as before, and of no fewer rows than needed."""
+    rows = [last_one(*ids) for ids in documents]
+    kept = share_prefixes(rows)
+
+    def losses(some):
+        return Counter(tuple(r.input_ids[: i + 1]) for r in some for i, label in enumerate(r.labels) if label != -100)
+
+    assert losses(kept) == losses(rows)
+    assert len(kept) <= len(rows)

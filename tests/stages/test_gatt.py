@@ -2,13 +2,16 @@
 
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 
-from rlhf.data.chat import encode_dialogue, encode_prompt
+from rlhf.data.chat import encode_dialogue, encode_prompt, labels
+from rlhf.data.collate import Row, share_prefixes
 from rlhf.data.conversations import Change, Conversation
+from rlhf.data.gatt import training_dialogue
 from rlhf.data.instructions import Instruction
 from rlhf.data.types import Dialogue, Prompt, Turn, read_jsonl
 from rlhf.errors import ConfigError, DataError, RlhfError
@@ -59,26 +62,33 @@ def ends(rows, name):
 
 
 @pytest.mark.parametrize("cuts", [1, 3, 20])
-def test_every_conversation_is_cut_at_so_many_turns_and_kept_whole_once(job_of, cuts):
+def test_every_conversation_is_cut_at_so_many_turns(job_of, cuts):
     held = [conversation(turns, f"c{turns}") for turns in (3, 4, 8)]
-    job = job_of("gatt", cuts=cuts, min_turns=3, max_turns=8)
-    rows = gatt.training_rows(job, held, [answers(len(c.user_turns)) for c in held])
+    rows = gatt.training_rows(job_of("gatt", cuts=cuts), held, [answers(len(c.user_turns)) for c in held])
     assert len({row.id for row in rows}) == len(rows)
     for c in held:
         found, turns = ends(rows, c.id), len(c.user_turns)
-        assert turns in found
-        assert len(set(found)) == len(found)
-        assert all(3 <= end <= turns for end in found)
-        # cuts - 1 ends are drawn, of which one may be the last turn, which is there anyway.
-        possible = turns - 2
-        assert min(cuts - 1, possible) <= len(found) <= min(cuts, possible)
+        assert len(set(found)) == len(found) == min(cuts, turns - 1)
+        assert all(2 <= end <= turns for end in found)
 
 
-def test_cuts_fall_everywhere(job_of):
-    held = [conversation(6, f"c{i}") for i in range(60)]
-    job = job_of("gatt", cuts=2, min_turns=2, max_turns=6)
-    rows = gatt.training_rows(job, held, [answers(6) for _ in held])
-    assert {end for c in held for end in ends(rows, c.id)} == {2, 3, 4, 5, 6}
+def test_late_turns_are_trained_as_often_as_early_ones(job_of):
+    """3 cuts of 6 possible ends, 400 times: each end 200 times, give or take 4.5 standard deviations of 10."""
+    held = [conversation(7, f"c{i}") for i in range(400)]
+    rows = gatt.training_rows(job_of("gatt", cuts=3), held, [answers(7) for _ in held])
+    found = Counter(end for c in held for end in ends(rows, c.id))
+    assert set(found) == {2, 3, 4, 5, 6, 7}
+    assert all(155 <= count <= 245 for count in found.values())
+
+
+def test_rows_of_a_conversation_begin_alike(job_of):
+    """So that they can be read in one pass: the instruction is short in all of them, or in none."""
+    held = [conversation(8, f"c{i}") for i in range(20)]
+    rows = gatt.training_rows(job_of("gatt", cuts=4), held, [answers(8) for _ in held])
+    assert {row.turns[0].content for row in rows} == {LONG, SHORT}
+    for c in held:
+        own = [row.turns for row in rows if row.id.startswith(f"{c.id}/")]
+        assert all(turns == own[-1][: len(turns)] for turns in own)
 
 
 @pytest.mark.parametrize(("share", "least", "most"), [(0.5, 155, 245), (0.0, 0, 0), (1.0, 400, 400)])
@@ -92,11 +102,10 @@ def test_half_of_the_instructions_are_made_less_verbose(job_of, share, least, mo
 
 def test_no_row_ends_with_an_answer_that_is_empty_or_never_ended(job_of):
     replies = [said("one"), said("two", finished=False), said("three"), said("")]
-    job = job_of("gatt", cuts=20, min_turns=1, max_turns=4)
-    rows = gatt.training_rows(job, [conversation(4)], [replies])
-    assert ends(rows, "c") == [1, 3]
+    job = job_of("gatt", cuts=20)
+    (row,) = gatt.training_rows(job, [conversation(4)], [replies])
     # Further back they are context, and silence is written as a full stop.
-    assert [turn.content for turn in rows[1].turns if turn.role == "assistant"] == ["one", "two", "three"]
+    assert [turn.content for turn in row.turns if turn.role == "assistant"] == ["one", "two", "three"]
     full = gatt.training_rows(job, [conversation(3)], [[said("one"), said(""), said("three")]])
     assert [turn.content for turn in full[-1].turns if turn.role == "assistant"] == ["one", ".", "three"]
 
@@ -124,9 +133,14 @@ def trained_tokens(monkeypatch, policy, tokenizer, rows, job, ghost):
     return found
 
 
-def test_only_the_last_answer_bears_loss_and_of_replayed_rows_every_answer(job_of, policy, tokenizer, monkeypatch):
-    job = job_of("gatt", cuts=20, model={"max_length": 512})
-    rows = gatt.training_rows(job, [conversation(3)], [[said(f"the {word}") for word in ("key", "door", "house")]])
+def test_of_each_row_the_last_answer_bears_loss_and_of_replayed_rows_every_answer(
+    job_of, policy, tokenizer, monkeypatch
+):
+    """The rows of a conversation, which begin alike, are read in one pass."""
+    job = job_of("gatt", cuts=2, model={"max_length": 512})
+    said_so = [said(f"the {word}") for word in ("key", "door", "house")]
+    rows = gatt.training_rows(job, [conversation(3)], [said_so])
+    assert len(rows) == 2
     replayed = [
         Dialogue(
             "r", (Turn("user", "how ?"), Turn("assistant", "so"), Turn("user", "and ?"), Turn("assistant", "good")), "x"
@@ -134,12 +148,38 @@ def test_only_the_last_answer_bears_loss_and_of_replayed_rows_every_answer(job_o
     ]
     ghost = frozenset(row.id for row in rows)
     found = trained_tokens(monkeypatch, policy, tokenizer, rows + replayed, job, ghost)
-    assert len(found) == len(rows) + 1
-    for row in rows:
+    wanted = [(rows[-1], " the door </s> the house </s>"), (replayed[0], " so </s> good </s>")]
+    assert len(found) == len(wanted)
+    for row, text in wanted:
         (trained,) = [labels for ids, labels in found if ids == encode_dialogue(tokenizer, row.turns).input_ids]
-        assert tokenizer.decode(trained) == f" {row.turns[-1].content} </s>"
-    (trained,) = [labels for ids, labels in found if ids == encode_dialogue(tokenizer, replayed[0].turns).input_ids]
-    assert tokenizer.decode(trained) == " so </s> good </s>"
+        assert tokenizer.decode(trained) == text
+
+
+def test_rows_read_in_one_pass_give_the_loss_and_the_gradient_of_each_by_itself(policy, tokenizer):
+    """The oracle: one row after the other, loss on its last answer alone (3.3), summed."""
+    users, said_so = [f"how {i} ?" for i in range(4)], ["take it", "open it . key", "good luck !", "the door . key"]
+    dialogues = [training_dialogue(str(n), "end : key", users[:n], said_so[:n], source="gatt") for n in (2, 3, 4)]
+    encoded = [encode_dialogue(tokenizer, dialogue.turns) for dialogue in dialogues]
+    apart = [Row(row.input_ids, labels(row, "last_answer"), dialogue.id)
+             for row, dialogue in zip(encoded, dialogues, strict=True)]  # fmt: skip
+    (together,) = share_prefixes([apart[1], apart[2], apart[0]])
+    assert together.input_ids == apart[2].input_ids
+    assert together.id == "2, 3, 4"
+
+    def loss_of(row):
+        logits = policy(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
+        return torch.nn.functional.cross_entropy(logits, torch.tensor(row.labels[1:]), reduction="sum")
+
+    found = []
+    for rows in (apart, [together]):
+        policy.zero_grad()
+        loss = sum(map(loss_of, rows))
+        loss.backward()
+        found.append((loss.detach(), [weight.grad.clone() for weight in policy.parameters()]))
+    (one_by_one, gradients), (in_one_pass, shared) = found
+    torch.testing.assert_close(in_one_pass, one_by_one)
+    for ours, wanted in zip(shared, gradients, strict=True):
+        assert (ours - wanted).norm() < 1e-5 * wanted.norm()
 
 
 # ── sampling ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -210,8 +250,8 @@ def test_after_a_change_answers_are_those_of_a_dialogue_that_was_never_otherwise
 )
 def test_rows_name_both_instructions_once(job_of, short, first, then):
     c = conversation(4, change=INSTEAD)
-    rows = gatt.training_rows(job_of("gatt", cuts=20, min_turns=1, max_turns=4, short_share=short), [c], [answers(4)])
-    assert [len(row.turns) for row in rows] == [3, 5, 7, 9]
+    rows = gatt.training_rows(job_of("gatt", cuts=20, short_share=short), [c], [answers(4)])
+    assert [len(row.turns) for row in rows] == [5, 7, 9]
     for row in rows:
         users = [turn.content for turn in row.turns if turn.role == "user"]
         assert row.turns[0].content == first
