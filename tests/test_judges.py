@@ -80,7 +80,7 @@ def test_a_reward_that_rises_while_gold_falls_is_named_only_beyond_the_error(our
     both = {"helpfulness": ours, "safety": ours, "gold": gold}
     made = {judge: {"ordinary": row(mean, UP)} for judge, mean in both.items()}
     found = report(sft={judge: {"ordinary": row()} for judge in made}, ppo=made)
-    drift = "From sft to ppo the reward rises and gold falls by 0.20 (0.10 to 0.30): it is gamed."
+    drift = "From sft to ppo this reward rises and gold falls by 0.20 (0.10 to 0.30): it is over-optimised."
     # On ordinary prompts the safety model's score is not the reward, and gold is none anywhere.
     assert [caption(found, at=at).count(drift) for at in range(3)] == [named, 0, 0]
 
@@ -107,7 +107,7 @@ def test_heights_are_the_counts_and_marks_the_quantiles():
     assert [tuple(map(float, ends)) for ends in strokes] == [
         pytest.approx((left + (right - left) / 4, right - (right - left) / 4), abs=0.01)
     ] * 2
-    assert "a-name-of-more-than…" in ridges("k", [replace(shapes[0], name="a-name-of-more-than-twenty")], x="score")
+    assert "a-name-of…han-twenty" in ridges("k", [replace(shapes[0], name="a-name-of-more-than-twenty")], x="score")
 
 
 def test_wins_stand_by_judge_and_prompts():

@@ -57,7 +57,9 @@ def moved(group: Group, gold: Mapping[str, Mapping[str, Any]]) -> str:
         if shift and -1 in map(_sign, shift.values()):
             said.append(_step(before, name, shift))
         if shift and judged and REWARD[prompts] == judge and _sign(shift["mean"]) > 0 > _sign(judged["mean"]):
-            said.append(f"From {before} to {name} the reward rises and gold {_course(judged['mean'])}: it is gamed.")
+            said.append(
+                f"From {before} to {name} this reward rises and gold {_course(judged['mean'])}: it is over-optimised."
+            )
     return " ".join(dict.fromkeys(said))
 
 

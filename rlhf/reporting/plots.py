@@ -189,7 +189,8 @@ def ridges(key: str, shapes: Sequence[Shape], *, x: str) -> str:
             axes.plot([lowest, highest], [row + 0.15] * 2, linewidth=0.9, **mark)
             axes.plot([low, high], [row + 0.15] * 2, linewidth=2.8, **mark)
             axes.plot([median], [row + 0.15], marker="o", markersize=4.5, **mark)
-        names = [s.name if len(s.name) <= LONGEST_NAME else f"{s.name[: LONGEST_NAME - 1]}…" for s in shapes]
+        # Names of one family differ at their ends.
+        names = [s.name if len(s.name) <= LONGEST_NAME else f"{s.name[:9]}…{s.name[-10:]}" for s in shapes]
         axes.set_yticks(range(len(shapes)), names)
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(shapes) - 0.65, -0.8)

@@ -33,7 +33,7 @@ METRICS = (
     Metric("reward/helpfulness", "logits", "mean score of the helpfulness model", "rises"),
     Metric("reward/safety", "logits", "mean score of the safety model", "rises, or stays"),
     Metric("reward/combined", "logits", "mean of the piecewise combination, not whitened (eq. 4)", "rises"),
-    Metric("*_histogram", "logits", "the same score of every answer of the batch, in 30 bins", "one hump, moves right"),
+    Metric("*_histogram", "logits", "the same score of every answer, in 30 bins", "one hump, moves right"),
     Metric("reward/std", "logits", "deviation of the combined score within a batch", ""),
     Metric("reward/length_slope", "", "deviations of score that go with one of length", "near 0"),
     Metric("reward/multiplier", "", "price of a unit of cost, with ppo.combine=lagrangian", "settles"),
