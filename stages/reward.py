@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from rlhf.data import feed, formats, mixing
@@ -23,15 +23,11 @@ from rlhf.models.pair_batches import Batching, Pair
 from rlhf.models.reward_models import RewardModels
 from rlhf.models.shared import shared
 from rlhf.pipeline import Job
+from rlhf.processes import once
 from rlhf.training.trainers import Schedule, fit_reward, steps_of, warmup_steps
 
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Pairs as ids, on disk, and the place of each among the rows they were made from."""
-
-    pairs: Spool[Pair]
-    places: array[int]
+PAIRS = "pairs"
+"""All of them, as they were read; beside them, under the name of its margin, those to train on, as ids."""
 
 
 def run(job: Job) -> None:
@@ -39,11 +35,12 @@ def run(job: Job) -> None:
     models come to on them: `results.json`, which rejection sampling, Ghost Attention and PPO ask before they start."""
     tokenizer = load_tokenizer(job.one("policy") / "checkpoint")
     # All pairs are read before any model is loaded: a bad row should not cost the training of the first model.
-    train, test = gather(job, tokenizer)
+    classes = {PAIRS: Preference, job.config.margin: Pair, **dict.fromkeys(job.config.other_margins, Pair)}
+    spools = once.filled(job.out.parent / job.name, classes, lambda spools: prepare(job, tokenizer, spools))
+    train, test = sides(spools[PAIRS])
     rows = train["helpfulness"] + train["safety"]
-    again = {margin: encode(job, tokenizer, rows, margin).pairs for margin in job.config.other_margins}
-    encoded = encode(job, tokenizer, rows, job.config.margin)
-    pairs, places = encoded.pairs, encoded.places
+    pairs = spools[job.config.margin]
+    places = pairs.lists["places"]
     border = bisect_left(places, len(train["helpfulness"]))
     mixed = mixtures(job, range(border), range(border, len(pairs)))
     batches: dict[str, Batching] = {}
@@ -51,8 +48,8 @@ def run(job: Job) -> None:
         write_jsonl(job.out / f"{domain}.test.jsonl", test[domain])
         job.track.say(f"{domain} model: {mixed[domain].counts}")
         batches[domain] = fit(job, domain, domain, Rows(pairs, mixed[domain].rows), tokenizer)
-    for margin, others in again.items():  # the same pairs in the same order, from the same weights
-        fit(job, model_of(job, margin), "helpfulness", Rows(others, mixed["helpfulness"].rows), tokenizer)
+    for margin in job.config.other_margins:  # the same pairs in the same order, from the same weights
+        fit(job, model_of(job, margin), "helpfulness", Rows(spools[margin], mixed["helpfulness"].rows), tokenizer)
     first = {domain: (places[pair] for pair in mixed[domain].rows[:MOST_PAIRS]) for domain in DOMAINS}
     found = report(job, {domain: list(Rows(rows, first[domain])) for domain in DOMAINS}, test)
     job.write_results({"reward_models": {name: found[name] | {"batches": asdict(batches[name])} for name in DOMAINS}})
@@ -134,10 +131,25 @@ def by_margin(job: Job, tokenizer: Any, rows: Sequence[Preference]) -> dict[str,
     return found
 
 
-def gather(job: Job, tokenizer: Any) -> tuple[dict[Domain, Rows[Preference]], dict[Domain, Rows[Preference]]]:
-    """Pairs by domain, to train on and held out: those of every round so far, and public sets. They lie on disk."""
-    spool = Spool(Preference)
-    train, test = ({domain: Rows(spool, ()) for domain in DOMAINS} for _ in range(2))
+def prepare(job: Job, tokenizer: Any, spools: Mapping[str, Spool[Any]]) -> None:
+    """Put the pairs on disk, and those to train on as ids, by every margin."""
+    gather(job, tokenizer, spools[PAIRS])
+    train, _ = sides(spools[PAIRS])
+    for margin in (*job.config.other_margins, job.config.margin):
+        encode(job, tokenizer, train["helpfulness"] + train["safety"], margin, spools[margin])
+
+
+def sides(spool: Spool[Preference]) -> tuple[dict[Domain, Rows[Preference]], dict[Domain, Rows[Preference]]]:
+    """Pairs by domain, to train on and held out."""
+    train, test = (
+        {domain: Rows(spool, spool.lists.get(f"{domain}.{use}", ())) for domain in DOMAINS} for use in ("train", "test")
+    )
+    return train, test
+
+
+def gather(job: Job, tokenizer: Any, spool: Spool[Preference]) -> None:
+    """Pairs of every round so far, and of public sets, and which of them are on which side."""
+    train, test = sides(spool)
     for artefact in job.every("preferences*"):
         for name, rows in (("train", train), ("test", test)):
             for domain in DOMAINS:
@@ -159,7 +171,7 @@ def gather(job: Job, tokenizer: Any) -> tuple[dict[Domain, Rows[Preference]], di
                 where=job.name,
                 hints=["make them: rlhf run stage=preferences", f"or name a set: reward.data with kind: {domain}"],
             )
-    return train, test
+        spool.lists |= {f"{domain}.train": train[domain].numbers, f"{domain}.test": test[domain].numbers}
 
 
 def fitting(job: Job, tokenizer: Any, rows: Rows[Preference]) -> Rows[Preference]:
@@ -181,11 +193,12 @@ def mixtures(job: Job, helpfulness: Sequence[int], safety: Sequence[int]) -> dic
     return {domain: mixing.Mixed(array("Q", mixed.rows), mixed.counts) for domain, mixed in made.items()}
 
 
-def encode(job: Job, tokenizer: Any, rows: Sequence[Preference], margin: str) -> Encoded:
-    """Pairs as ids with their margins; what can't be trained on is an error with the row's name."""
+def encode(job: Job, tokenizer: Any, rows: Sequence[Preference], margin: str, pairs: Spool[Pair]) -> None:
+    """Pairs as ids with their margins, and their places among the rows; what can't be trained on is an error with the
+    row's name."""
     fit = Fit(job.recipe.model.max_length, job.recipe.data.too_long)
     unrated = unrated_margin(job, rows, margin)
-    pairs, places = Spool(Pair), array("Q")
+    places = pairs.lists["places"] = array("Q")
     for place, row in enumerate(rows):
         ids = ids_of(tokenizer, row, fit)
         if ids is None:
@@ -202,7 +215,6 @@ def encode(job: Job, tokenizer: Any, rows: Sequence[Preference], margin: str) ->
         )
     if fit:
         job.track.say(str(fit))
-    return Encoded(pairs, places)
 
 
 def unrated_margin(job: Job, rows: Sequence[Preference], margin: str) -> float:

@@ -44,8 +44,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from transformers import LlamaConfig, LlamaForSequenceClassification
 from rlhf.data import feed, formats, mixing
-from rlhf.data.spool import Rows
+from rlhf.data.spool import Rows, Spool
 from rlhf.data.tokenizer import train_tokenizer
+from rlhf.models.pair_batches import Pair
 from rlhf.resume.preemption import Stop
 from rlhf.resume.saves import Saves
 from rlhf.schema import AdamW, Recipe, Source
@@ -65,8 +66,9 @@ recipe = Recipe.model_validate(dict(stages=["sft"], reward=dict(batch_size=512))
 job = SimpleNamespace(config=recipe.reward, recipe=recipe, track=SimpleNamespace(say=print))
 parse, given = formats.preference_read_by(tokenizer), [Source(name="pairs", path=sys.argv[1])]
 rows = feed.preferences(given, test_share=0.1, say=print, parse=parse)["helpfulness"].train
-made = reward.encode(job, tokenizer, rows, "small")
-pairs = Rows(made.pairs, mixing.helpfulness_mix(range(len(made.pairs)), (), share=1.0, seed=0).rows)
+made = Spool(Pair)
+reward.encode(job, tokenizer, rows, "small", made)
+pairs = Rows(made, mixing.helpfulness_mix(range(len(made)), (), share=1.0, seed=0).rows)
 size = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
 config = LlamaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, num_labels=1, **size)
 model, optimizer = LlamaForSequenceClassification(config), AdamW(microbatch_size=8)

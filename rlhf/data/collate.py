@@ -13,7 +13,7 @@ import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from rlhf.data.chat import IGNORED
 from rlhf.errors import DataError
@@ -29,6 +29,13 @@ class Row:
     input_ids: list[int]
     labels: list[int]
     id: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"input_ids": self.input_ids, "labels": self.labels, "id": self.id}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        return cls(**row)
 
 
 @dataclass(frozen=True, slots=True)

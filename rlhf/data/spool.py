@@ -1,7 +1,7 @@
 """Records on disk, read one at a time: a million of them cost eight bytes each in memory, whatever they hold.
 
-They are written to a file without a name, one line of JSON each, and found again by the offset of their line. A file
-that is mapped into memory would count as memory as it is read; this one does not.
+They are written to a file, without a name unless other processes are to open it, one line of JSON each, and found again
+by the offset of their line. A file that is mapped into memory would count as memory as it is read; this one does not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar, overload
+from pathlib import Path
+from typing import Any, Self, TypeVar, overload
 
 from rlhf.data.types import Record
 
@@ -22,14 +23,32 @@ BUFFER = 1024**2
 
 
 class Spool(Sequence[RecordT]):
-    """Records of one class, appended and then read by number; the file is gone with the object."""
+    """Records of one class, appended and then read by number; a file without a name is gone with the object."""
 
-    def __init__(self, cls: type[RecordT]) -> None:
-        self.cls = cls
-        self._file = tempfile.TemporaryFile(buffering=BUFFER)  # noqa: SIM115
+    def __init__(self, cls: type[RecordT], path: Path | None = None) -> None:
+        self.cls, self.path = cls, path
+        self.lists: dict[str, array[int]] = {}
+        """Numbers that go with the records, by name: which of them are for what."""
+        self._file = path.open("a+b", BUFFER) if path else tempfile.TemporaryFile(buffering=BUFFER)  # noqa: SIM115
         weakref.finalize(self, self._file.close)
         self._starts = array("Q", [0])
         self._flushed = True
+
+    def close(self) -> None:
+        """Leave all of it beside `path`, for others to open."""
+        assert self.path is not None
+        self._file.close()
+        for name, numbers in {**self.lists, "": self._starts}.items():
+            Path(f"{self.path}.{name}").write_bytes(numbers)
+
+    @classmethod
+    def opened(cls, path: Path, of: type[RecordT]) -> Self:
+        """What was closed, to be read; the files may be removed then."""
+        found = cls(of, path)
+        for file in path.parent.glob(f"{path.name}.*"):
+            found.lists[file.name.removeprefix(f"{path.name}.")] = array("Q", file.read_bytes())
+        found._starts = found.lists.pop("")
+        return found
 
     def append(self, record: RecordT) -> int:
         """Put a record at the end; its number."""

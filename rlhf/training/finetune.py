@@ -12,9 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.data.chat import encode_dialogue, labels
 from rlhf.data.collate import Row, pack, share_prefixes
 from rlhf.data.fit import Fit
+from rlhf.data.spool import Spool
 from rlhf.data.types import Dialogue
 from rlhf.errors import DataError
 from rlhf.pipeline import Job
+from rlhf.processes import once
 from rlhf.schema import FineTune
 from rlhf.training.trainers import Schedule, fit_lm, steps_of, warmup_steps
 
@@ -42,16 +44,11 @@ def fine_tune(
     """
     config: FineTune = job.config
     length = job.recipe.model.max_length
-    rows, fit = [], Fit(length, job.recipe.data.too_long)
-    for dialogue in dialogues:
-        where = f"{job.name}, dialogue {dialogue.id} of {dialogue.source}"
-        encoded = encode_dialogue(tokenizer, dialogue.turns, where=where)
-        train_on: TrainOn = "last_answer" if dialogue.id in last_answer_only else "all_answers"
-        row = fitted(Row(encoded.input_ids, labels(encoded, train_on=train_on), dialogue.id), encoded.owner, fit, where)
-        if row is not None:
-            rows.append(row)
-    if fit:
-        job.track.say(str(fit))
+
+    def fill(spools: once.Spools) -> None:
+        encode(job, tokenizer, dialogues, last_answer_only, spools["rows"])
+
+    rows = list(once.filled(job.out.parent / job.name, {"rows": Row}, fill)["rows"])
     if not rows:
         raise DataError("every dialogue is longer than the context", where=job.name, hints=["raise model.max_length"])
     read = share_prefixes(rows) if last_answer_only else rows
@@ -71,6 +68,26 @@ def fine_tune(
     job.track.say(f"packed into {len(packed):,} rows, {total} steps")
     what = part or job.stage
     fit_lm(policy, tokenizer, packed, schedule, config, seed=job.seed, track=job.track, saves=job.saves, what=what)
+
+
+def encode(
+    job: Job,
+    tokenizer: PreTrainedTokenizerBase,
+    dialogues: Sequence[Dialogue],
+    last_answer_only: frozenset[str],
+    rows: Spool[Row],
+) -> None:
+    """Dialogues as ids and labels; one that is too long is an error with its name, left out or cut."""
+    fit = Fit(job.recipe.model.max_length, job.recipe.data.too_long)
+    for dialogue in dialogues:
+        where = f"{job.name}, dialogue {dialogue.id} of {dialogue.source}"
+        encoded = encode_dialogue(tokenizer, dialogue.turns, where=where)
+        train_on: TrainOn = "last_answer" if dialogue.id in last_answer_only else "all_answers"
+        row = fitted(Row(encoded.input_ids, labels(encoded, train_on=train_on), dialogue.id), encoded.owner, fit, where)
+        if row is not None:
+            rows.append(row)
+    if fit:
+        job.track.say(str(fit))
 
 
 def fitted(row: Row, owner: Sequence[int], fit: Fit, where: str) -> Row | None:

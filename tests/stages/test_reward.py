@@ -9,17 +9,26 @@ import pytest
 from tokenizers import normalizers
 
 from rlhf.data.chat import encode_dialogue
+from rlhf.data.spool import Spool
 from rlhf.data.types import Preference, Turn, read_jsonl, write_jsonl
 from rlhf.errors import DataError
 from rlhf.models.load import load_reward_model
+from rlhf.models.pair_batches import Pair
 from stages import reward
-from stages.reward import gather
 
 QUESTION = (Turn("user", "how do i open the door ?"),)
 
 
 def encode(job, tokenizer, rows):
-    return list(reward.encode(job, tokenizer, rows, job.config.margin).pairs)
+    pairs = Spool(Pair)
+    reward.encode(job, tokenizer, rows, job.config.margin, pairs)
+    return pairs
+
+
+def gather(job, tokenizer):
+    spool = Spool(Preference)
+    reward.gather(job, tokenizer, spool)
+    return reward.sides(spool)
 
 
 def pair(chosen="take the key .", rejected="good luck !", rating="better", safe=(None, None), **changes):
@@ -187,12 +196,13 @@ def test_pairs_that_are_left_out_for_their_length_do_not_spoil_the_shares(job_of
     write_jsonl(folder / "helpfulness.train.jsonl", rows)
     job = job_of("reward", data=[], reads={"preferences*": [folder]}, too_long="drop")
     train, _ = gather(job, tokenizer)
-    made = reward.encode(job, tokenizer, train["helpfulness"] + train["safety"], "small")
-    assert [row.id for row in made.pairs][:3] == ["h1", "h2", "h4"]
-    assert list(made.places)[:3] == [1, 2, 4]
-    border = sum(place < 18 for place in made.places)
+    pairs = encode(job, tokenizer, train["helpfulness"] + train["safety"])
+    places = pairs.lists["places"]
+    assert [row.id for row in pairs][:3] == ["h1", "h2", "h4"]
+    assert list(places)[:3] == [1, 2, 4]
+    border = sum(place < 18 for place in places)
     assert border == 12
-    mixed = reward.mixtures(job, range(border), range(border, len(made.pairs)))
+    mixed = reward.mixtures(job, range(border), range(border, len(pairs)))
     assert mixed["helpfulness"].counts.used == {"helpfulness": 12, "remaining": 12}
 
 
