@@ -24,8 +24,9 @@ from rlhf.functional.logprobs import chosen_logprobs
 from rlhf.generation.protocol import Completion, Engine, Request, Sampling
 from rlhf.generation.transformers import InProcess
 from rlhf.models import packing
-from rlhf.models.load import context_of, load_policy
+from rlhf.models.load import context_of, freeze, load_policy
 from rlhf.models.score import pad_right, token_values
+from rlhf.models.shared import shared, whole
 from rlhf.processes.ranks import dealt
 from rlhf.provenance.fingerprint import digest
 from rlhf.resume.shards import generated, kept
@@ -59,10 +60,15 @@ class Sample:
 def sampler(generation: GenerationConfig, checkpoint: Path, model: ModelConfig) -> Engine:
     """The engine that `generation.engine` names, with the weights of this checkpoint."""
     if generation.engine == "transformers":
-        return InProcess(load_policy(checkpoint, model), generation.rows_per_batch)
+        return speaker(generation, checkpoint, model)
     from rlhf.generation.vllm import open_vllm
 
     return open_vllm(generation, checkpoint, model)
+
+
+def speaker(generation: GenerationConfig, checkpoint: Path, model: ModelConfig) -> InProcess:
+    """A policy that answers and does not learn, in this process; processes may share it (see models/shared.py)."""
+    return InProcess(shared(freeze(load_policy(checkpoint, model))), generation.rows_per_batch)
 
 
 def sample(
@@ -84,11 +90,12 @@ def sample(
         NonFiniteError: if a log-probability is nan or infinite.
     """
     engine = InProcess(policy) if isinstance(policy, torch.nn.Module) else policy
-    return dealt(
-        prompts,
-        lambda share: _sample(engine, tokenizer, share, sampling, seed, advance or (lambda count: None)),
-        cost=lambda prompt: sum(len(turn.content) for turn in prompt.turns),
-    )
+    with whole(*([engine.model] if isinstance(engine, InProcess) else [])):
+        return dealt(
+            prompts,
+            lambda share: _sample(engine, tokenizer, share, sampling, seed, advance or (lambda count: None)),
+            cost=lambda prompt: sum(len(turn.content) for turn in prompt.turns),
+        )
 
 
 def _sample(
@@ -286,12 +293,13 @@ def mean_kl(
     """
     rollout = Rollout.of(samples, pad_token_id=pad_token_id, device=policy.device)
     heads = [model.get_output_embeddings() for model in (policy, reference)]
-    tokens, total = max(1, LOGITS // heads[0].weight.shape[0]), 0.0
-    for index in torch.split(torch.arange(len(rollout)), 64):
-        part, kl = rollout.rows(index), []
-        states = (torch.split(completion_states(model, part), tokens) for model in (policy, reference))
-        for both in zip(*states, strict=True):
-            ours, theirs = (head(read)[None] / temperature for head, read in zip(heads, both, strict=True))
-            kl.append(exact_kl(ours, theirs, torch.ones(ours.shape[:2], dtype=torch.bool, device=ours.device)))
-        total += torch.cat(kl, 1).sum().item()
+    with whole(policy, reference):
+        tokens, total = max(1, LOGITS // heads[0].weight.shape[0]), 0.0
+        for index in torch.split(torch.arange(len(rollout)), 64):
+            part, kl = rollout.rows(index), []
+            states = (torch.split(completion_states(model, part), tokens) for model in (policy, reference))
+            for both in zip(*states, strict=True):
+                ours, theirs = (head(read)[None] / temperature for head, read in zip(heads, both, strict=True))
+                kl.append(exact_kl(ours, theirs, torch.ones(ours.shape[:2], dtype=torch.bool, device=ours.device)))
+            total += torch.cat(kl, 1).sum().item()
     return total / len(rollout)

@@ -11,12 +11,11 @@ from rlhf.data.chat import encode_prompt
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
 from rlhf.evaluation.intervals import of_mean
 from rlhf.generation.protocol import Sampling
-from rlhf.generation.transformers import InProcess
 from rlhf.models.gate import check_gate
-from rlhf.models.load import load_policy, load_tokenizer, policy_to_train, save
+from rlhf.models.load import load_tokenizer, policy_to_train, save
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
-from rlhf.rollout import Sample, require_fit, sample
+from rlhf.rollout import Sample, require_fit, sample, speaker
 from rlhf.training.finetune import fine_tune
 from rlhf.training.rehearsal import replay, share_to_ratio
 
@@ -30,7 +29,7 @@ def run(job: Job) -> None:
     # Prompts first: one that is malformed or too long is said before any model is loaded.
     prompts = asked(job)
     require_fit(start, prompts, tokenizer, longest=config.max_new_tokens)
-    engine = InProcess(load_policy(start, job.recipe.model), job.recipe.generation.rows_per_batch)
+    engine = speaker(job.recipe.generation, start, job.recipe.model)
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
 
     once = Sampling(1, config.temperature, config.max_new_tokens)

@@ -15,10 +15,11 @@ from rlhf.evaluation import behaviour, claims, curves, distributions
 from rlhf.evaluation.diversity import self_bleu
 from rlhf.evaluation.gold import facts_right, gold_report, verdicts
 from rlhf.evaluation.intervals import of_mean, paired, paired_quantile
-from rlhf.evaluation.reward_report import rating_drift, score_pairs, staleness
+from rlhf.evaluation.reward_report import Gaps, rating_drift, score_pairs, staleness
 from rlhf.evaluation.subject import Evaluation
 from rlhf.generation.protocol import Sampling
 from rlhf.models.load import freeze, load_reward_model
+from rlhf.models.shared import shared
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample, mean_kl, require_fit, sample
 
@@ -80,15 +81,16 @@ def across_rounds(e: Evaluation, artefacts: tuple[Path, ...]) -> dict[str, Any]:
             found[domain]["rating_drift"] = drift
         if len(artefacts) < 2 or len(rounds) < 2:
             continue
-        models = {
-            path.name: freeze(load_reward_model(path / "checkpoint" / domain, e.job.recipe.model)) for path in artefacts
-        }
-        context = e.job.recipe.model.max_length
-        scored = {name: score_pairs(model, e.tokenizer, tests[-1], context=context) for name, model in models.items()}
-        before = list(models.values())[-2]
-        own = (score_pairs(before, e.tokenizer, tests[-2], context=context), tests[-2])
+        scored = {path.name: scores_of(e, path / "checkpoint" / domain, tests[-1]) for path in artefacts}
+        own = (scores_of(e, artefacts[-2] / "checkpoint" / domain, tests[-2]), tests[-2])
         found[domain]["staleness"] = staleness(scored, tests[-1], own=own)
     return found
+
+
+def scores_of(e: Evaluation, place: Path, rows: list[Preference]) -> Gaps:
+    """A reward model's scores of both sides of the pairs; no two models are held at once."""
+    model = shared(freeze(load_reward_model(place, e.job.recipe.model)))
+    return score_pairs(model, e.tokenizer, rows, context=e.job.recipe.model.max_length)
 
 
 def heldout_prompts(e: Evaluation, count: int, label: str, kinds=QUARTERS) -> list[Prompt]:

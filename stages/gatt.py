@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rlhf.data import feed
@@ -15,10 +16,10 @@ from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import InProcess
 from rlhf.microworld import dialogues as worldly
 from rlhf.models.gate import check_gate
-from rlhf.models.load import load_policy, load_tokenizer, policy_to_train, save
+from rlhf.models.load import load_tokenizer, policy_to_train, save
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
-from rlhf.rollout import Sample
+from rlhf.rollout import Sample, speaker
 from rlhf.training import selfplay
 from rlhf.training.finetune import fine_tune
 from rlhf.training.rehearsal import best_answers, replay, share_to_ratio
@@ -30,19 +31,17 @@ def run(job: Job) -> None:
     check_gate(job.one("reward"), config, stage="gatt", say=job.track.say)
     start = job.one("policy") / "checkpoint"
     tokenizer = load_tokenizer(start)
-
-    def speaker() -> InProcess:
-        return InProcess(load_policy(start, job.recipe.model), job.recipe.generation.rows_per_batch)
-
+    spoken = partial(speaker, job.recipe.generation, start, job.recipe.model)
     # Data first: a bad row is said before any model is loaded, unless the policy itself has to speak before.
-    conversations = conversations_of(job, speaker, tokenizer)
+    conversations = conversations_of(job, spoken, tokenizer)
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
-    engine = speaker()
+    engine = spoken()
     answers = answers_to(job, engine, tokenizer, rewards, conversations)
     rows = training_rows(job, conversations, answers)
+    count = round(len(rows) * share_to_ratio(config.replay_share))
+    if config.train_on == "all_answers":  # of each conversation the longest row, or its first answers would count twice
+        rows = list({row.id.rpartition("/")[0]: row for row in rows}.values())
     ghosts = frozenset(row.id for row in rows if config.train_on == "last_answer")
-    trained = len(ghosts) or sum(len(row.turns) // 2 for row in rows)
-    count = round(trained * share_to_ratio(config.replay_share))
     replayed = replay(job, engine, tokenizer, rewards, sampling(job), count=count)
     write_jsonl(job.out / "dialogues.jsonl", rows + replayed)
     said = f"{len(conversations):,} conversations give {len(rows):,} rows"
@@ -53,11 +52,11 @@ def run(job: Job) -> None:
     save(policy, tokenizer, job.out / "checkpoint")
 
 
-def conversations_of(job: Job, speaker: Callable[[], InProcess], tokenizer) -> list[Conversation]:
+def conversations_of(job: Job, spoken: Callable[[], InProcess], tokenizer) -> list[Conversation]:
     """What users say, each dialogue under an instruction: from the data, or spoken by the policy itself."""
     config = job.config
     embedded = all(source.name == feed.MICROWORLD for source in config.data)
-    lists = worldly.LISTS if embedded else lists_of(job, speaker, tokenizer)
+    lists = worldly.LISTS if embedded else lists_of(job, spoken, tokenizer)
     if config.users == "data":
         return feed.conversations(
             config.data,
@@ -73,7 +72,7 @@ def conversations_of(job: Job, speaker: Callable[[], InProcess], tokenizer) -> l
             test_share=job.recipe.data.test_share,
             say=job.track.say,
         )
-    said = self_play(job, speaker(), tokenizer)
+    said = self_play(job, spoken(), tokenizer)
     turns, withdrawal = (config.min_turns, config.max_turns), worldly.WITHDRAWAL if embedded else WITHDRAWAL
     source = feed.MICROWORLD if embedded else "self-play"
     lists = Without(lists, config.unseen)
@@ -82,13 +81,13 @@ def conversations_of(job: Job, speaker: Callable[[], InProcess], tokenizer) -> l
     return with_changes(rows, config.change_share, lists=lists, seed=job.seed, withdrawal=withdrawal)
 
 
-def lists_of(job: Job, speaker: Callable[[], InProcess], tokenizer) -> Lists:
+def lists_of(job: Job, spoken: Callable[[], InProcess], tokenizer) -> Lists:
     """What constraints are drawn from: a file, or lists by the policy itself (A.3.5)."""
     config = job.config
     if config.instructions.path:
         return read_lists(Path(config.instructions.path))
     return selfplay.written_lists(
-        speaker(),
+        spoken(),
         tokenizer,
         items=config.instructions.items,
         max_new_tokens=config.max_new_tokens,
@@ -129,8 +128,7 @@ def training_rows(job: Job, conversations: Sequence[Conversation], answers: list
         texts = [reply.text or "." for reply in replies]
         short = rng.random() < config.short_share
         shown = c.short if short and c.short else c.instruction
-        cut = ends(len(replies), config.cuts, rng) if config.train_on == "last_answer" else [len(replies)]
-        for end in cut:
+        for end in ends(len(replies), config.cuts, rng):
             if replies[end - 1].text and replies[end - 1].finished:  # an answer that never ended is no example
                 users = [c.said(turn, short=short) for turn in range(end)]
                 rows.append(training_dialogue(f"{c.id}/{end}", shown, users, texts[:end], source="gatt"))

@@ -332,8 +332,7 @@ class Keeper(EarlyStopping):
         samples = answered(self.job, models, self.prompts, label="heldout")
         score, _ = combined_score(self.job, models, samples)
         same = {"temperature": config.temperature, "pad_token_id": models.tokenizer.pad_token_id}
-        with whole(models.policy, models.reference):
-            kl = mean_kl(models.policy, models.reference, samples, **same)
+        kl = mean_kl(models.policy, models.reference, samples, **same)
         gold = {f"heldout/{key}": value for key, value in gold_of(samples).items()}
         values = {"heldout/reward_combined": score.mean().item(), "heldout/kl": kl} | gold
         for s, worth in zip(samples[:8], score.tolist(), strict=False):

@@ -19,11 +19,10 @@ from rlhf.evaluation.gold import gold_report
 from rlhf.evaluation.intervals import of_mean, wilson
 from rlhf.evaluation.refusals import refuses
 from rlhf.generation.protocol import Sampling
-from rlhf.generation.transformers import InProcess
-from rlhf.models.load import freeze, load_policy, load_tokenizer, policy_to_train, save
+from rlhf.models.load import load_tokenizer, policy_to_train, save
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
-from rlhf.rollout import Sample, sample
+from rlhf.rollout import Sample, sample, speaker
 from rlhf.training.finetune import fine_tune
 
 KINDS = ("safe", "border", "unsafe")
@@ -41,7 +40,7 @@ def run(job: Job) -> None:
     once = Sampling(1, job.config.temperature, job.config.max_new_tokens)
     found: dict[str, Any] = {}
     for share, place in places.items():
-        engine = InProcess(freeze(load_policy(place, job.recipe.model)), job.recipe.generation.rows_per_batch)
+        engine = speaker(job.recipe.generation, place, job.recipe.model)
         answers = [group[0] for group in sample(engine, tokenizer, prompts, once, seed=job.seed_of("answers"))]
         found[place.name] = {"safety_rows": len(part(safety, share))} | measured(job, rewards, answers)
     job.write_results({"safety_scaling": found})

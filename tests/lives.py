@@ -49,6 +49,7 @@ SMALL = [
     "distill.replay_samples=2",
     "distill.batch_size=2",
     "gatt.dialogues=6",
+    "gatt.min_turns=2",
     "gatt.max_turns=4",
     "gatt.batch_size=1",
     "gatt.row_length=256",

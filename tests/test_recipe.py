@@ -32,6 +32,7 @@ SMALL = [
     "rejection.max_truncated=1",
     *(f"{stage}.reward_gate=warn" for stage in ("rejection", "gatt", "ppo")),
     "gatt.dialogues=6",
+    "gatt.min_turns=2",
     "gatt.max_turns=4",
     "gatt.epochs=1",
     "ppo.iterations=3",

@@ -62,7 +62,7 @@ ARMS: Mapping[str, Arm] = {
     "run": Arm(),
     "small": Arm(("base", "sft"), SMALL),
     "cautious": Arm(("sft", "preferences-1", "reward-1"), DISTILLED),
-    "changing": Arm(("gatt", "evaluate"), ("gatt.change_share=0.7", "gatt.dialogues=320",
+    "changing": Arm(("gatt", "evaluate"), ("gatt.change_share=0.7", "gatt.dialogues=320", "gatt.epochs=4",
                                            *only_turns("gatt", changes=64))),
     "combinations": Arm(("gatt", "evaluate"), without(COMBINATIONS)),
     "no-roles": Arm(("gatt", "evaluate"), without(ROLE_INSTRUCTIONS)),

@@ -128,7 +128,9 @@ class _Plan:
         return self.whole(self.scored()) + Bytes(activations=made)
 
     def answering(self, prompts: int, new: int, *, samples: int = 1, turns: float = 1) -> Bytes:
-        return fullest(*(f(prompts, new, samples=samples, turns=turns) for f in (self.decoding, self.scoring)))
+        """A policy, whole then, answers; then reward models read."""
+        speaking = self.whole(self.policy()) + self.decoding(prompts, new, samples=samples, turns=turns)
+        return fullest(speaking, self.scoring(prompts, new, samples=samples, turns=turns))
 
     def compared(self, answers: int, new: int) -> Bytes:
         """KL of two policies over the vocabulary, of some answers at a time."""
@@ -212,7 +214,7 @@ def _tuned_on_samples(p: _Plan, stage: str, work: tuple[float, float], answering
     """Answers by the newest policy, then fine-tuning on so many rows; both reward models are there all the time."""
     rewards = p.shared(p.scored(), p.scored())
     tuned = _fine_tuned(p, stage, rows, beside=rewards)
-    held = fullest(p.policy() + rewards + answering, tuned.bytes)
+    held = fullest(p.shared(p.policy()) + rewards + answering, tuned.bytes)
     return Cost(stage, held, work[0] + tuned.tokens, work[1] + tuned.flops, tuned.disk)
 
 
@@ -220,7 +222,7 @@ def _preferences(p: _Plan) -> Cost:
     config = p.recipe.preferences
     prompts = config.helpfulness_prompts + config.safety_prompts + 2 * config.test_prompts
     tokens, flops = _sampling(p, 2 * prompts, config.max_new_tokens, prompts=2 * prompts)
-    held = p.policy() + p.decoding(prompts, config.max_new_tokens)
+    held = p.shared(p.policy()) + p.whole(p.policy()) + p.decoding(prompts, config.max_new_tokens)
     return Cost("preferences", held, tokens, flops, 0)
 
 
@@ -319,8 +321,8 @@ def _evaluate(p: _Plan) -> Cost:
     tokens, flops = _sampling(p, policies * answers, config.max_new_tokens, prompts=policies * answers, models=4)
     new, turns = config.max_new_tokens, max(config.turns)
     alone, talking = p.answering(answers, new), p.answering(config.dialogues, new, turns=turns)
-    held = p.policy() + p.policy() + p.scored() + p.scored()
-    held += fullest(alone, talking, p.compared(config.prompts, new))
+    held = p.shared(p.policy(), p.policy(), p.scored(), p.scored())
+    held += fullest(alone, talking, p.whole(p.policy(), p.policy()) + p.compared(config.prompts, new))
     return Cost("evaluate", held, tokens, flops, 0)
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.chat import encode_dialogue
 from rlhf.data.types import Turn
+from rlhf.models.shared import whole
 
 
 @torch.no_grad()
@@ -32,7 +33,8 @@ def on_instruction(
     policy.set_attn_implementation("eager")  # the others do not say what they looked at
     try:
         ids = torch.tensor([encoded.input_ids], device=policy.device)
-        layers = policy(input_ids=ids, use_cache=False, output_attentions=True).attentions
+        with whole(policy):
+            layers = policy(input_ids=ids, use_cache=False, output_attentions=True).attentions
     finally:
         policy.set_attn_implementation(before)
     looked = torch.stack([layer[0, :, :, instruction].amax(dim=(0, 2)) for layer in layers]).amax(0)  # [S]

@@ -12,6 +12,7 @@ from rlhf.errors import ConfigError
 from rlhf.generation.transformers import InProcess
 from rlhf.models.load import TEMPLATE, checkpoint_of, freeze, load_given_tokenizer, load_policy, load_tokenizer
 from rlhf.models.reward_models import RewardModels
+from rlhf.models.shared import shared
 from rlhf.pipeline import Job
 
 
@@ -50,8 +51,8 @@ class Evaluation:
         return RewardModels.load(self.judged_by, self.job.recipe.model, reads=self.tokenizer)
 
     def model(self, name: str) -> PreTrainedModel:
-        """The policy, frozen."""
-        return freeze(load_policy(self.policies[name], self.job.recipe.model))
+        """The policy, frozen; processes may share it."""
+        return shared(freeze(load_policy(self.policies[name], self.job.recipe.model)))
 
     def engine(self, policy: PreTrainedModel) -> InProcess:
         """What samples from it."""

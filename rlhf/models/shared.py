@@ -51,6 +51,11 @@ class Part:
             distributed.reduce(chunk, rank)
         self.own.grad = chunks[team.rank()].clone()
 
+    @property
+    def released(self) -> bool:
+        """Whether the parameters are not whole now."""
+        return not self.places[0][0].numel()
+
     def release(self) -> None:
         """Let go of the parameters, and of their gradients."""
         for parameter, _ in self.places:
@@ -92,8 +97,8 @@ def parts_of(model: Any) -> list[Part]:
 
 @contextmanager
 def whole(*models: Any) -> Iterator[None]:
-    """Around the work of models that may be shared; every process enters it."""
-    parts = {id(part): part for model in models for part in parts_of(model)}.values()
+    """Around the work of models that may be shared; every process enters it. Inside of another it does nothing."""
+    parts = {id(part): part for model in models for part in parts_of(model) if part.released}.values()
     for part in parts:
         part.gather()
     try:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[2]
 # One import for all: the processes are forks. 27 rows do not divide into batches of 8: the last ones have fillers.
 SCRIPT = """
-import json, os, socket, sys
+import json, os, socket, sys, traceback
 from pathlib import Path
 import torch
 from accelerate import PartialState
@@ -22,6 +22,8 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 from rlhf.data.collate import PackedRow
 from rlhf.data.tokenizer import train_tokenizer
+from rlhf.data.types import Prompt, Turn
+from rlhf.generation.protocol import Sampling
 from rlhf.models.load import freeze, from_scratch, load_reward_model, policy_to_train, reward_model_from_policy, save
 from rlhf.models.score import score
 from rlhf.models.shared import shared, whole
@@ -29,7 +31,8 @@ from rlhf.errors import NonFiniteError, PreemptedError
 from rlhf.processes import engine, team
 from rlhf.resume.preemption import Stop
 from rlhf.resume.saves import Saves
-from rlhf.schema import AdamW, ModelConfig
+from rlhf.rollout import mean_kl, sample, speaker
+from rlhf.schema import AdamW, GenerationConfig, ModelConfig
 from rlhf.tracking.track import Tracker
 from rlhf.training.trainers import Pair, Schedule, fit_lm, fit_reward
 
@@ -132,11 +135,26 @@ def share(out):
         return sum(parameter.numel() for parameter in kept.parameters()), sum(len(part.own) for part in kept.parts)
     sizes = [size()]
     with whole(kept):
+        with whole(kept):
+            pass  # inside of another it does nothing
         sizes += [size(), all(torch.equal(a, b) for a, b in zip(kept.parameters(), alike.parameters(), strict=True))]
     sizes.append(size())
     rows = [drawn(9, torch.Generator().manual_seed(i)) for i in range(5)]
     assert torch.equal(*(score(scorer, rows, pad_token_id=tokenizer.pad_token_id) for scorer in (kept, freeze(alike))))
     (Path(out) / "shared").write_text(json.dumps(sizes))
+
+def speak(out):
+    # A policy that answers: five prompts of two processes, and how much of it is here before and after.
+    answering = speaker(GenerationConfig(), base, WHOLE)
+    def size():
+        return sum(parameter.numel() for parameter in answering.model.parameters())
+    sizes, turns = [size()], (Turn("user", "where is the key ?"),)
+    prompts = [Prompt(str(i), turns, "x", is_safety=False) for i in range(5)]
+    said = sample(answering, tokenizer, prompts, Sampling(2, 1.0, 6), seed=1)
+    other = speaker(GenerationConfig(), Path(out) / "whole-policy" / "checkpoint", WHOLE).model
+    kl = mean_kl(answering.model, other, said[0], temperature=1.0, pad_token_id=tokenizer.pad_token_id)
+    told = {"said": [[s.completion.token_ids for s in group] for group in said], "kl": kl, "sizes": [*sizes, size()]}
+    (Path(out) / "spoken").write_text(json.dumps(told))
 
 def process(out, **place):
     if child := os.fork():
@@ -149,11 +167,14 @@ def process(out, **place):
         for name in ("whole", "adapted"):
             for kind in ("policy", "reward"):
                 train(out, name, kind)
+        speak(out)
         if place:
             go_on(out)
             share(out)
             stop(out)
         code = 0
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -255,6 +276,18 @@ def test_a_frozen_model_is_whole_while_it_works_and_in_parts_otherwise(trained, 
     assert count % 2 == 0
     before, during, same, after = json.loads((trained / f"{engine}-{rank}" / "shared").read_text())
     assert (before, during, same, after) == ([0, count // 2], [count, count // 2], True, [0, count // 2])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_policy_that_speaks_is_in_parts_before_and_after(trained, engine, rank):
+    alone, found = (json.loads((trained / folder / "spoken").read_text()) for folder in ("one", f"{engine}-{rank}"))
+    count = json.loads((trained / "one" / "whole-policy" / "held").read_text())["weights"]
+    assert alone["sizes"] == [count, count]
+    assert found["sizes"] == [0, 0]
+    assert found["said"] == alone["said"]
+    assert {len(ids) for group in alone["said"] for ids in group} != {0}
+    assert found["kl"] == pytest.approx(alone["kl"], rel=1e-3)  # of policies that are alike to 1e-5
 
 
 @pytest.mark.parametrize("rank", [0, 1])

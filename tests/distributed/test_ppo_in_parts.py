@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import rlhf.models.score as score
 import rlhf.models.shared as shared
+import rlhf.rollout as rollout
 import stages.ppo as ppo
 
 made, most = {}, {"rest": 0, "whole": 0, "learning": 0}
@@ -50,6 +51,7 @@ def noting(module, name, when):
     setattr(module, name, noted)
 
 noting(ppo, "whole", "whole")
+noting(rollout, "whole", "whole")
 noting(score, "whole", "whole")
 collect = shared.Part.collect
 def collected(*given):

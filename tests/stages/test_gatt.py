@@ -382,8 +382,32 @@ def test_the_stage_leaves_its_rows_and_a_policy(job_of, saved, monkeypatch):
     assert (job.out / "checkpoint" / "model.safetensors").exists()
 
 
+def test_loss_on_all_answers_differs_in_the_loss_alone(job_of, saved, monkeypatch):
+    """The same conversations once each, the same rows of the policy's own beside them (B29)."""
+    trained = {}
+    monkeypatch.setattr(
+        gatt, "fine_tune", lambda policy, tokenizer, rows, job, **more: trained.update(rows=rows, **more)
+    )
+    held = [conversation(3, f"c{i}", instruction="end : key") for i in range(6)]
+    monkeypatch.setattr(gatt, "conversations_of", lambda *given: held)
+    reads = {"policy": [saved.policy("rejection-1")], "reward": [saved.reward("reward-1")]}
+    found = {}
+    for mode in ("last_answer", "all_answers"):
+        job = job_of(
+            "gatt", reads=reads, samples_per_turn=4, max_new_tokens=4, cuts=2, train_on=mode, model={"max_length": 256}
+        )
+        gatt.run(job)
+        found[mode] = {kind: [row for row in trained["rows"] if row.source == kind] for kind in ("gatt", "replay")}
+        assert len(trained["last_answer_only"]) == (len(found[mode]["gatt"]) if mode == "last_answer" else 0)
+    last, every = found["last_answer"], found["all_answers"]
+    assert last["replay"] == every["replay"]
+    longest = {row.id.split("/")[0]: row for row in last["gatt"]}  # rows of a conversation grow
+    assert every["gatt"] == list(longest.values())
+    assert len(every["gatt"]) < len(last["gatt"])
+
+
 def test_a_bad_row_is_refused_before_any_model_is_loaded(job_of, saved, monkeypatch, tmp_path):
-    monkeypatch.setattr(gatt, "load_policy", None)
+    monkeypatch.setattr("rlhf.rollout.load_policy", None)
     monkeypatch.setattr(gatt, "RewardModels", None)
     (tmp_path / "dialogues.jsonl").write_text('{"messages": 3}\n')
     (tmp_path / "lists.json").write_text('{"hobbies": ["chess", "golf", "judo", "running"]}')
