@@ -16,11 +16,14 @@ def main(request: Request) -> int:
 
     loaded = request.load()
     if "launch" in request.options:
-        from rlhf.processes import engine, launch
+        from rlhf.processes import downloads, engine, launch
 
         described = launch.describe(request.options["launch"])
         steps = pipeline.select(pipeline.expand(loaded.recipe), request.stage)
         launch.check(loaded.recipe, steps, int(described.get("num_processes", 1)), engine.of_file(described))
+        again = {"rerun": "--rerun" in request.flags, "reuse": "--reuse" in request.flags}
+        planned = pipeline.plan(steps, loaded.recipe, loaded.run_dir, **again)
+        downloads.fetch(loaded.recipe, [step for step, decision in planned if decision.run])
         chosen = [f"stage={request.stage}"] if request.stage else []
         return launch.start(request.options["launch"], [*loaded.arguments, *chosen, *sorted(request.flags)])
     outcome = pipeline.run_recipe(

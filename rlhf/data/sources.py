@@ -200,7 +200,8 @@ Found = tuple[Raw, Fault | Refused | None]  # a row, and what is wrong with it
 def _rows(source: Source) -> Iterator[Found]:
     """Rows of the shapes that `formats` reads; a set published in a shape of its own is brought into one of them."""
     files = files_of(source) if source.path else ()
-    found = (row for file in files for row in _file_rows(file)) if source.path else _hub_rows(source)
+    hub = _hub_rows(source, streaming=team.size() == 1)
+    found = (row for file in files for row in _file_rows(file)) if source.path else hub
     entry = known_sources().get(source.name, {"columns": []})
     if "shape" in entry:
         yield from _shaped(_with_columns(found, entry, source), entry["shape"], source)
@@ -286,11 +287,16 @@ def _parquet_rows(path: Path) -> Iterator[Found]:
         yield Raw(where, {}), Fault(f"cannot be read: {error}", where, "copy the file again")
 
 
-def _hub_rows(source: Source) -> Iterator[Found]:
+def fetch(source: Source) -> None:
+    """Bring a set of the hub into the cache of `datasets`, where the processes of this machine will read it."""
+    next(iter(_hub_rows(source, streaming=False)), None)
+
+
+def _hub_rows(source: Source, *, streaming: bool) -> Iterator[Found]:
     """Rows of a set on the hub, at the pinned revision and from the folder of the domain.
 
-    One process reads them as they stream in. Of several on a machine the first to ask fetches the set into the cache
-    of `datasets`, which lets the others wait, and they read it there.
+    One process reads them as they stream in. Several read them in the cache of `datasets`: if they are not there yet,
+    the first to ask fetches them, while it lets the others wait.
     """
     entry, revision = entry_of(source), commit_of(source)
     folder = entry.get("folders", {}).get(source.kind)
@@ -305,7 +311,7 @@ def _hub_rows(source: Source) -> Iterator[Found]:
             data_dir=folder,
             split=source.split,
             revision=revision,
-            streaming=team.size() == 1,
+            streaming=streaming,
             verification_mode="no_checks",  # the commit says which rows; sizes are of the whole set, not of a folder
         )
         for number, row in enumerate(rows, start=1):
