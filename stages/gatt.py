@@ -39,7 +39,9 @@ def run(job: Job) -> None:
     answers = answers_to(job, engine, tokenizer, rewards, conversations)
     rows = training_rows(job, conversations, answers)
     count = round(len(rows) * share_to_ratio(config.replay_share))
-    if config.train_on == "all_answers":  # of each conversation the longest row, or its first answers would count twice
+    # With loss on all answers the longest row of each conversation: others would count its first answers again. What is
+    # replayed beside it stays the same.
+    if config.train_on == "all_answers":
         rows = list({row.id.rpartition("/")[0]: row for row in rows}.values())
     ghosts = frozenset(row.id for row in rows if config.train_on == "last_answer")
     replayed = replay(job, engine, tokenizer, rewards, sampling(job), count=count)

@@ -100,10 +100,11 @@ def load_models(job: Job) -> Models:
     policy = shared(without_dropout(load_policy(start, model)))
     critic = without_dropout(load_reward_model(job.one("reward") / "checkpoint" / "helpfulness", model))
     torch.nn.init.zeros_(critic.score.weight)
+    critic = shared(critic)
     reference = StartOf(policy) if model.lora.rank else freeze(copy.deepcopy(policy))
     tokenizer = load_tokenizer(start)
     rewards = RewardModels.load(job.one("reward"), model, reads=tokenizer)
-    return Models(policy, shared(critic), reference, rewards, tokenizer, Combiner.of(job.config))
+    return Models(policy, critic, reference, rewards, tokenizer, Combiner.of(job.config))
 
 
 def make_optimizers(models: Models, config) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:

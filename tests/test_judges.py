@@ -80,7 +80,7 @@ def test_a_reward_that_rises_while_gold_falls_is_named_only_beyond_the_error(our
     both = {"helpfulness": ours, "safety": ours, "gold": gold}
     made = {judge: {"ordinary": row(mean, UP)} for judge, mean in both.items()}
     found = report(sft={judge: {"ordinary": row()} for judge in made}, ppo=made)
-    drift = "From sft to ppo this reward rises and gold falls by 0.20 (0.10 to 0.30): it is over-optimised."
+    drift = "From sft to ppo this score rises and gold falls by 0.20 (0.10 to 0.30)."
     # On ordinary prompts the safety model's score is not the reward, and gold is none anywhere.
     assert [caption(found, at=at).count(drift) for at in range(3)] == [named, 0, 0]
 

@@ -56,7 +56,7 @@ class _Plan:
     hardware: Hardware
 
     def sharded(self, learns: Bytes) -> Bytes:
-        """The share of one rank of a model in the Trainer's hands; what samples is whole on every rank."""
+        """The share of one rank of a model in the Trainer's hands."""
         return learns.sharded(self.hardware.engine, self.hardware.gpus)
 
     @property
@@ -235,7 +235,9 @@ def _reward(p: _Plan) -> Cost:
     tokens = (2 + more) * pairs * length * config.epochs
     # A micro-batch is held as long as its longest pair.
     longest = p.hardware.longest_pair or p.recipe.model.max_length
-    held = p.sharded(p.scored(learns=True)) + p.step(config, config.batch_size, 2 * longest)
+    learning = p.sharded(p.scored(learns=True)) + p.step(config, config.batch_size, 2 * longest)
+    reporting = p.shared(p.scored(), p.scored()) + p.scoring(2 * pairs, p.hardware.prompt_tokens)  # on held-out pairs
+    held = fullest(learning, reporting)
     return Cost("reward", held, tokens, p.learning(tokens, length), (2 + more) * p.saved(scored=True))
 
 
@@ -265,9 +267,8 @@ def _gatt(p: _Plan) -> Cost:
     work = _sampling(p, prompts * k, new, prompts=prompts, models=3)
     # After the shortest there are fewer at every turn, and each is longer.
     least, most = config.min_turns, config.max_turns
-    held = {turn: config.dialogues * min(1, (most + 1 - turn) / (most + 1 - least)) for turn in range(least, most + 1)}
-    turn = max(held, key=lambda turn: held[turn] * turn)
-    answering = p.answering(int(held[turn]), new, samples=k, turns=turn)
+    held = {turn: config.dialogues * (most + 1 - turn) // (most + 1 - least) for turn in range(least, most + 1)}
+    answering = fullest(*(p.answering(held[turn], new, samples=k, turns=turn) for turn in held))
     return _tuned_on_samples(p, "gatt", work, answering, config.dialogues + replayed)  # cuts are read in one pass
 
 

@@ -24,7 +24,7 @@ Reply = tuple[Sample, float, float]
 
 
 def of_policies(replies: Mapping[str, Sequence[Reply]], *, against: str) -> dict[str, dict[str, Any]]:
-    """For every policy, by judge and by prompts: quantiles, counts, and the shift from earlier policies.
+    """For every policy, by judge and by prompts: quantiles, counts, and the shift from those it is compared with.
 
     Those are the policy `against` and the one just before, whose distribution training had to move. Fewer than 20
     prompts have no shift: their worst tenth is one answer or two.

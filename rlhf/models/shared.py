@@ -22,6 +22,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from rlhf.processes import engine, team
 
+# In place: what gathers into a list has nccl hold all of it once more. The second is its name before torch 2.13.
+all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
@@ -33,7 +36,7 @@ class Part:
     def gather(self) -> None:
         """Make the parameters whole."""
         flat = self._flat()
-        distributed.all_gather(list(flat.chunk(team.size())), self.own.detach())
+        all_gather(flat, self.own.detach())
         for (parameter, _), values in zip(self.places, self._views(flat), strict=True):
             parameter.data = values
 
@@ -81,9 +84,13 @@ def shared(model: Any) -> Any:
     model.parts = []
     for (_, learns), group in groupby(sorted(model.parameters(), key=kind), key=kind):
         places = [(parameter, parameter.shape) for parameter in group]
-        numbers = [parameter.detach().flatten() for parameter, _ in places]
-        filler = numbers[0].new_zeros(-sum(map(len, numbers)) % team.size())
-        own = torch.cat([*numbers, filler]).chunk(team.size())[team.rank()].clone()
+        length = -(-sum(parameter.numel() for parameter, _ in places) // team.size())
+        own, start = places[0][0].new_zeros(length), -length * team.rank()
+        for parameter, _ in places:  # one after the other: end to end they would stand beside themselves
+            first, end = max(start, 0), min(start + parameter.numel(), length)
+            if first < end:
+                own[first:end] = parameter.detach().flatten()[first - start : end - start]
+            start += parameter.numel()
         model.parts.append(Part(Parameter(own, requires_grad=learns), places))
     for part in model.parts:
         part.release()

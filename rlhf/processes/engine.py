@@ -1,8 +1,8 @@
 """How a model that learns is spread over processes: whole on each of them (ddp), or cut in parts (fsdp, and DeepSpeed's
 zero1, zero2 and zero3: see zero.py). Torch-free.
 
-A model in the Trainer's hands is cut while it learns, PPO's and those that score until they work (models/shared.py).
-One that answers is whole everywhere, so that no process has to wait for another between two tokens.
+A model in the Trainer's hands is cut while it learns, PPO's, and those that answer or score, until they work: then one
+is whole everywhere (models/shared.py), so that no process has to wait for another between two tokens.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def _make(folder: Path, classes: Mapping[str, type[Record]], fill: Callable[[Spo
 def _alone(folder: Path) -> Iterator[None]:
     """Wait until no other process is inside, however long that takes."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)  # to be written: nfs locks no other
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

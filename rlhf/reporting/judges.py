@@ -45,8 +45,8 @@ def groups(report: Report, prompts: str) -> Iterator[Group]:
 def moved(group: Group, gold: Mapping[str, Mapping[str, Any]]) -> str:
     """In words: how far the newest policy is from the first tuned one, and every step on which something fell.
 
-    A fall is said if it is beyond its 95% interval. Where a step's reward rises and its gold falls, so is that: on the
-    prompts where the model's score is the reward.
+    A fall is said if it is beyond its 95% interval. Where the newest model's score rises and gold falls, so is that: on
+    the prompts where such a score is the reward.
     """
     judge, prompts, found = group
     names = list(found)
@@ -57,9 +57,7 @@ def moved(group: Group, gold: Mapping[str, Mapping[str, Any]]) -> str:
         if shift and -1 in map(_sign, shift.values()):
             said.append(_step(before, name, shift))
         if shift and judged and REWARD[prompts] == judge and _sign(shift["mean"]) > 0 > _sign(judged["mean"]):
-            said.append(
-                f"From {before} to {name} this reward rises and gold {_course(judged['mean'])}: it is over-optimised."
-            )
+            said.append(f"From {before} to {name} this score rises and gold {_course(judged['mean'])}.")
     return " ".join(dict.fromkeys(said))
 
 

@@ -32,7 +32,7 @@ class GAttConfig(FineTune, Combine, Gate):
         (), "no conversation is under an instruction that holds one of these texts", "what is never trained (Fig 28)"
     )
     dialogues: Positive = ours(1000, "conversations to make")
-    cuts: Positive = ours(8, "training rows a conversation: it ends at so many random turns", "read in one pass")
+    cuts: Positive = ours(8, "training rows a conversation: one ends in each of so many stretches", "read in one pass")
     min_turns: Positive = ours(2, "user turns of the shortest")
     max_turns: Positive = ours(20, "user turns of the longest", "consistent 'up to 20+ turns' (3.3)")
     samples_per_turn: Positive = ours(4, "answers sampled a turn, the best by reward is kept", "'analogous to RS'")

@@ -230,8 +230,8 @@ def test_a_dialogue_is_read_to_its_end_and_as_far_as_the_context_goes():
 
 
 def test_the_longest_pair_decides_what_a_reward_model_holds():
-    whole, short = (cost("reward", "tiny", longest_pair=n).bytes.activations for n in (None, 64))
-    assert whole == short * 768 / 64
+    whole, short = (cost("reward", "tiny", longest_pair=n).bytes.activations for n in (None, 384))
+    assert whole == short * 768 / 384
 
 
 def test_a_margin_more_is_a_model_more():
