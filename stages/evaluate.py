@@ -15,11 +15,9 @@ from rlhf.evaluation import behaviour, claims, curves, distributions
 from rlhf.evaluation.diversity import self_bleu
 from rlhf.evaluation.gold import facts_right, gold_report, verdicts
 from rlhf.evaluation.intervals import of_mean, paired, paired_quantile
-from rlhf.evaluation.reward_report import Gaps, rating_drift, score_pairs, staleness
+from rlhf.evaluation.reward_report import rating_drift, scores_of, staleness
 from rlhf.evaluation.subject import Evaluation
 from rlhf.generation.protocol import Sampling
-from rlhf.models.load import freeze, load_reward_model
-from rlhf.models.shared import shared
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample, mean_kl, require_fit, sample
 
@@ -81,16 +79,11 @@ def across_rounds(e: Evaluation, artefacts: tuple[Path, ...]) -> dict[str, Any]:
             found[domain]["rating_drift"] = drift
         if len(artefacts) < 2 or len(rounds) < 2:
             continue
-        scored = {path.name: scores_of(e, path / "checkpoint" / domain, tests[-1]) for path in artefacts}
-        own = (scores_of(e, artefacts[-2] / "checkpoint" / domain, tests[-2]), tests[-2])
+        config, places = e.job.recipe.model, {path.name: path / "checkpoint" / domain for path in artefacts}
+        scored = {name: scores_of(place, config, e.tokenizer, tests[-1]) for name, place in places.items()}
+        own = (scores_of(places[artefacts[-2].name], config, e.tokenizer, tests[-2]), tests[-2])
         found[domain]["staleness"] = staleness(scored, tests[-1], own=own)
     return found
-
-
-def scores_of(e: Evaluation, place: Path, rows: list[Preference]) -> Gaps:
-    """A reward model's scores of both sides of the pairs; no two models are held at once."""
-    model = shared(freeze(load_reward_model(place, e.job.recipe.model)))
-    return score_pairs(model, e.tokenizer, rows, context=e.job.recipe.model.max_length)
 
 
 def heldout_prompts(e: Evaluation, count: int, label: str, kinds=QUARTERS) -> list[Prompt]:

@@ -31,11 +31,11 @@ def run(job: Job) -> None:
     check_gate(job.one("reward"), config, stage="gatt", say=job.track.say)
     start = job.one("policy") / "checkpoint"
     tokenizer = load_tokenizer(start)
-    spoken = partial(speaker, job.recipe.generation, start, job.recipe.model)
+    opened = partial(speaker, job.recipe.generation, start, job.recipe.model)
     # Data first: a bad row is said before any model is loaded, unless the policy itself has to speak before.
-    conversations = conversations_of(job, spoken, tokenizer)
+    conversations = conversations_of(job, opened, tokenizer)
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
-    engine = spoken()
+    engine = opened()
     answers = answers_to(job, engine, tokenizer, rewards, conversations)
     rows = training_rows(job, conversations, answers)
     count = round(len(rows) * share_to_ratio(config.replay_share))
@@ -54,11 +54,11 @@ def run(job: Job) -> None:
     save(policy, tokenizer, job.out / "checkpoint")
 
 
-def conversations_of(job: Job, spoken: Callable[[], InProcess], tokenizer) -> list[Conversation]:
+def conversations_of(job: Job, opened: Callable[[], InProcess], tokenizer) -> list[Conversation]:
     """What users say, each dialogue under an instruction: from the data, or spoken by the policy itself."""
     config = job.config
     embedded = all(source.name == feed.MICROWORLD for source in config.data)
-    lists = worldly.LISTS if embedded else lists_of(job, spoken, tokenizer)
+    lists = worldly.LISTS if embedded else lists_of(job, opened, tokenizer)
     if config.users == "data":
         return feed.conversations(
             config.data,
@@ -74,7 +74,7 @@ def conversations_of(job: Job, spoken: Callable[[], InProcess], tokenizer) -> li
             test_share=job.recipe.data.test_share,
             say=job.track.say,
         )
-    said = self_play(job, spoken(), tokenizer)
+    said = self_play(job, opened(), tokenizer)
     turns, withdrawal = (config.min_turns, config.max_turns), worldly.WITHDRAWAL if embedded else WITHDRAWAL
     source = feed.MICROWORLD if embedded else "self-play"
     lists = Without(lists, config.unseen)
@@ -83,13 +83,13 @@ def conversations_of(job: Job, spoken: Callable[[], InProcess], tokenizer) -> li
     return with_changes(rows, config.change_share, lists=lists, seed=job.seed, withdrawal=withdrawal)
 
 
-def lists_of(job: Job, spoken: Callable[[], InProcess], tokenizer) -> Lists:
+def lists_of(job: Job, opened: Callable[[], InProcess], tokenizer) -> Lists:
     """What constraints are drawn from: a file, or lists by the policy itself (A.3.5)."""
     config = job.config
     if config.instructions.path:
         return read_lists(Path(config.instructions.path))
     return selfplay.written_lists(
-        spoken(),
+        opened(),
         tokenizer,
         items=config.instructions.items,
         max_new_tokens=config.max_new_tokens,

@@ -16,12 +16,11 @@ from rlhf.data.types import Preference, write_jsonl
 from rlhf.errors import DataError
 from rlhf.evaluation import margins
 from rlhf.evaluation.baselines import MOST_PAIRS
-from rlhf.evaluation.reward_report import examine, score_pairs
+from rlhf.evaluation.reward_report import examine, scores_of
 from rlhf.functional.margin import margin_of
-from rlhf.models.load import freeze, load_reward_model, load_tokenizer, reward_model_from_policy, save
+from rlhf.models.load import load_tokenizer, reward_model_from_policy, save
 from rlhf.models.pair_batches import Batching, Pair
 from rlhf.models.reward_models import RewardModels
-from rlhf.models.shared import shared
 from rlhf.pipeline import Job
 from rlhf.processes import once
 from rlhf.training.trainers import Schedule, fit_reward, steps_of, warmup_steps
@@ -122,8 +121,7 @@ def by_margin(job: Job, tokenizer: Any, rows: Sequence[Preference]) -> dict[str,
     scores = {}
     for margin in job.config.margin_ablation:
         place = job.out / "checkpoint" / model_of(job, margin)
-        model = shared(freeze(load_reward_model(place, job.recipe.model)))
-        scores[margin] = score_pairs(model, tokenizer, rows, context=job.recipe.model.max_length)
+        scores[margin] = scores_of(place, job.recipe.model, tokenizer, rows)
     found = margins.compare(rows, scores)
     for name, change in found["changes"].items():
         gain = change["accuracy"]["all"]

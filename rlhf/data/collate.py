@@ -65,8 +65,10 @@ def share_prefixes(rows: Sequence[Row]) -> list[Row]:
     for number, after in pairwise(order):  # what a row begins follows it at once, the next longer one first
         short, long = kept[number], kept[after]
         size = len(short.input_ids)
-        pairs = list(zip(short.labels, long.labels[:size], strict=False))
-        if long.input_ids[:size] != short.input_ids or any(IGNORED not in pair for pair in pairs):
+        if long.input_ids[:size] != short.input_ids:
+            continue
+        pairs = list(zip(short.labels, long.labels[:size], strict=True))
+        if any(IGNORED not in pair for pair in pairs):
             continue
         labels = [max(pair) for pair in pairs] + long.labels[size:]
         kept[after] = Row(long.input_ids, labels, f"{short.id}, {long.id}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +18,11 @@ from rlhf.data.types import RATINGS, Preference, rating_mix
 from rlhf.evaluation import baselines, pairs, scores
 from rlhf.evaluation.gold import worth_of
 from rlhf.evaluation.intervals import Z, apart
+from rlhf.models.load import freeze, load_reward_model
 from rlhf.models.reward_models import RewardModels
 from rlhf.models.score import score
+from rlhf.models.shared import shared
+from rlhf.schema import ModelConfig
 
 BINS = 6
 WORST = 6
@@ -140,6 +144,12 @@ def score_pairs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows
         scored.append(torch.stack(score(model, sides, pad_token_id=tokenizer.pad_token_id).chunk(2)))
     chosen, rejected = torch.cat(scored, dim=1)
     return chosen, rejected
+
+
+def scores_of(place: Path, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> Gaps:
+    """The same by a saved model, which is held for this alone; processes may share it."""
+    model = shared(freeze(load_reward_model(place, config)))
+    return score_pairs(model, tokenizer, rows, context=config.max_length)
 
 
 def encoded(

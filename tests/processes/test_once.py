@@ -109,12 +109,17 @@ def test_a_row_that_is_to_blame_is_named_by_every_process_and_nothing_of_it_stay
     assert not [path for path in (tmp_path / "machine").rglob("*") if path.is_file() and path.name != "lock"]
 
 
+def hanging(folder, how):
+    """Two processes, of which one makes the records, and hangs as it is told."""
+    running, until = start(folder, mishap=how), time.monotonic() + 60
+    while not (folder / "hangs").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    return running
+
+
 def test_the_next_start_removes_what_a_killed_one_left(tmp_path):
     hang = "if number == 150: Path('hangs').touch(); time.sleep(100)"
-    running = start(tmp_path, mishap=hang)
-    until = time.monotonic() + 60
-    while not (tmp_path / "hangs").exists() and time.monotonic() < until:
-        time.sleep(0.02)
+    running = hanging(tmp_path, hang)
     for process in running:
         process.send_signal(signal.SIGKILL)
     said(running)
@@ -126,10 +131,7 @@ def test_the_next_start_removes_what_a_killed_one_left(tmp_path):
 def test_who_waits_waits_outside_of_the_group(tmp_path):
     """The maker works; the other one is at the lock of a folder that only its owner may read."""
     hang = "if number == 150: Path('hangs').touch(); wait('go')"
-    running = start(tmp_path, mishap=hang)
-    until = time.monotonic() + 60
-    while not (tmp_path / "hangs").exists() and time.monotonic() < until:
-        time.sleep(0.02)
+    running = hanging(tmp_path, hang)
     (folder,) = (tmp_path / "machine").iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert not list(tmp_path.glob("met-*"))
