@@ -5,7 +5,7 @@ Letters: B rows, K completions a prompt, T completion tokens, S whole sequence, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from rlhf.models import packing
 from rlhf.models.load import context_of, freeze, load_policy
 from rlhf.models.score import pad_right, token_values
 from rlhf.models.shared import shared, whole
+from rlhf.processes import team
 from rlhf.processes.ranks import dealt
 from rlhf.provenance.fingerprint import digest
 from rlhf.resume.shards import generated, kept
@@ -94,8 +95,25 @@ def sample(
         return dealt(
             prompts,
             lambda share: _sample(engine, tokenizer, share, sampling, seed, advance or (lambda count: None)),
-            cost=lambda prompt: sum(len(turn.content) for turn in prompt.turns),
+            # A dialogue that goes on stays with the process that has read it.
+            cost=lambda prompt: 0 if remembers(engine) else sum(len(turn.content) for turn in prompt.turns),
         )
+
+
+def remembering(policy: PreTrainedModel | Engine) -> Engine:
+    """The engine for dialogues turn by turn: what it has read of one it does not read again."""
+    engine = InProcess(policy) if isinstance(policy, torch.nn.Module) else policy
+    return engine.remembering() if isinstance(engine, InProcess) else engine
+
+
+def remembers(engine: Engine) -> bool:
+    return isinstance(engine, InProcess) and engine.dialogues is not None
+
+
+def batches(engine: Engine, count: int, *, samples: int = 1) -> Iterator[range]:
+    """So many dialogues in parts that the processes answer in one batch each: an engine remembers its last batch."""
+    size = max(1, getattr(engine, "rows_per_batch", CHUNK) // samples) * team.size()
+    return (range(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def _sample(
@@ -116,20 +134,31 @@ def _sample(
     size = max(1, getattr(engine, "rows_per_batch", CHUNK) // sampling.samples_per_prompt)
     for part in (order[start : start + size] for start in range(0, len(order), size)):
         asked = request.part(part)
-
-        def answer(asked: Request = asked) -> Any:
-            found = engine.generate(asked)
-            check_logprobs(found, asked.keys)
-            return [[astuple(completion) for completion in group] for group in found]
-
-        for i, group in zip(part, kept(digest(astuple(asked)), answer), strict=True):
-            answers[i] = [Completion(tuple(tokens), tuple(logprobs), end) for tokens, logprobs, end in group]
+        for i, group in zip(part, _answered(engine, asked), strict=True):
+            answers[i] = group
         generated(sum(len(answer.token_ids) for i in part for answer in answers[i]), engine.decoder)
         advance(len(part))
     return [
         [Sample(prompt, tuple(row), answer, decode_completion(tokenizer, answer.token_ids)) for answer in group]
         for prompt, row, group in zip(prompts, ids, answers, strict=True)
     ]
+
+
+def _answered(engine: Engine, asked: Request) -> list[list[Completion]]:
+    """Answers to one batch: those that a killed stage has left, or new ones."""
+    made = False
+
+    def make() -> Any:
+        nonlocal made
+        made = True
+        found = engine.generate(asked)
+        check_logprobs(found, asked.keys)
+        return [[astuple(completion) for completion in group] for group in found]
+
+    found = kept(digest(astuple(asked)), make)
+    if not made and isinstance(engine, InProcess):
+        engine.skip(asked)
+    return [[Completion(tuple(tokens), tuple(logprobs), end) for tokens, logprobs, end in group] for group in found]
 
 
 def check_logprobs(answers: Sequence[Sequence[Completion]], keys: Sequence[str]) -> None:

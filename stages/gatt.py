@@ -19,7 +19,7 @@ from rlhf.models.gate import check_gate
 from rlhf.models.load import load_tokenizer, policy_to_train, save
 from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
-from rlhf.rollout import Sample, speaker
+from rlhf.rollout import Sample, batches, remembering, speaker
 from rlhf.training import selfplay
 from rlhf.training.finetune import fine_tune
 from rlhf.training.rehearsal import best_answers, replay, share_to_ratio
@@ -161,27 +161,29 @@ def answers_to(job: Job, policy, tokenizer, rewards, conversations: Sequence[Con
 def converse(job: Job, policy, tokenizer, rewards, conversations: Sequence[Conversation]) -> list[list[Sample]]:
     """Answer turn by turn, with the instruction written to every user turn; of K answers the best is kept.
 
-    Conversations of all lengths advance together; those that are over leave.
+    As many conversations as are answered in one batch advance together; those that are over leave.
     """
+    engine, asked = remembering(policy), sampling(job)
     answers: list[list[Sample]] = [[] for _ in conversations]
-    longest = max(len(c.user_turns) for c in conversations)
-    with job.track.progress(longest, "conversations") as bar:
-        for turn in range(longest):
-            live = [i for i, c in enumerate(conversations) if len(c.user_turns) > turn]
-            prompts = [context(conversations[i], answers[i], turn) for i in live]
-            best = best_answers(
-                policy,
-                tokenizer,
-                rewards,
-                prompts,
-                sampling(job),
-                seed=job.seed_of(f"turn {turn}"),
-                safety_threshold=job.config.safety_threshold,
-                read=lambda s: judged_row(tokenizer, s, job.config.judged),
-            )
-            for i, kept in zip(live, best, strict=True):
-                answers[i].append(kept)
-            bar.advance(1)
+    parts = list(batches(engine, len(conversations), samples=asked.samples_per_prompt))
+    longest = [max(len(conversations[i].user_turns) for i in part) for part in parts]
+    with job.track.progress(sum(longest), "conversations") as bar:
+        for part, turns in zip(parts, longest, strict=True):
+            for turn in range(turns):
+                live = [i for i in part if len(conversations[i].user_turns) > turn]
+                best = best_answers(
+                    engine,
+                    tokenizer,
+                    rewards,
+                    [context(conversations[i], answers[i], turn) for i in live],
+                    asked,
+                    seed=job.seed_of(f"turn {turn}"),
+                    safety_threshold=job.config.safety_threshold,
+                    read=lambda s: judged_row(tokenizer, s, job.config.judged),
+                )
+                for i, kept in zip(live, best, strict=True):
+                    answers[i].append(kept)
+                bar.advance(1)
     return answers
 
 

@@ -98,6 +98,26 @@ def test_a_prompt_whose_answer_might_not_fit_is_refused_before_anything_is_sampl
     assert refused.value.where == "prompt 1 of people"  # the one with a system message
 
 
+def test_a_dialogue_that_goes_on_stays_with_the_process_that_has_read_it(policy, tokenizer, monkeypatch):
+    """Prompts are dealt by their length, so that each process has as much to read; not those of dialogues."""
+    costs = []
+    monkeypatch.setattr(
+        rollouts, "dealt", lambda items, work, *, cost: costs.append([cost(item) for item in items]) or work(items)
+    )
+    for engine in (InProcess(policy), rollouts.remembering(policy), rollouts.remembering(InProcess(policy, 2))):
+        sample(engine, tokenizer, PROMPTS, Sampling(1, 1.0, 4), seed=0)
+    assert costs == [[24, 37, 9], [0, 0, 0], [0, 0, 0]]  # characters
+
+
+def test_dialogues_are_held_in_parts_that_are_one_batch(policy, monkeypatch):
+    engine = InProcess(policy, 7)
+    assert [list(part) for part in rollouts.batches(engine, 5, samples=3)] == [[0, 1], [2, 3], [4]]
+    assert [len(part) for part in rollouts.batches(engine, 8)] == [7, 1]
+    assert [len(part) for part in rollouts.batches(engine, 2, samples=8)] == [1, 1]  # one at a time at least
+    monkeypatch.setattr(rollouts.team, "size", lambda: 3)
+    assert [len(part) for part in rollouts.batches(engine, 8, samples=3)] == [6, 2]  # two for each of three processes
+
+
 class Served:
     """An engine that lives elsewhere, and is not well."""
 

@@ -13,7 +13,7 @@ from rlhf.data.types import Prompt, Turn
 from rlhf.evaluation.intervals import wilson
 from rlhf.generation.protocol import Engine, Sampling
 from rlhf.microworld.oracle import Verdict, judge
-from rlhf.rollout import sample
+from rlhf.rollout import batches, remembering, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +42,23 @@ def follow_rates(
     max_new_tokens: int,
 ) -> TurnRates:
     """Hold every conversation greedily, answer by answer, and judge the answers at `turns`."""
-    spoken = [[Turn("system", c.instruction)] for c in conversations]
-    followed, content = {}, {}
-    greedy = Sampling(1, 0.0, max_new_tokens)
-    for turn in range(1, max(turns) + 1):
-        prompts = []
-        for c, said in zip(conversations, spoken, strict=True):
-            said.append(Turn("user", c.said(turn - 1)))
-            prompts.append(Prompt(c.id, tuple(said), "microworld", is_safety=False))
-        answers = [group[0] for group in sample(policy, tokenizer, prompts, greedy, seed=0)]
-        if turn in turns:
-            verdicts = [judge(a.prompt.turns, a.text, finished=a.finished) for a in answers]
-            followed[turn] = sum(follows(v) for v in verdicts) / len(verdicts)
-            content[turn] = sum(v.content for v in verdicts) / len(verdicts)
-        for said, answer in zip(spoken, answers, strict=True):
-            said.append(Turn("assistant", answer.text or "."))
+    engine = remembering(policy)
+    verdicts: dict[int, list[Verdict]] = {turn: [] for turn in sorted(turns)}
+    for part in batches(engine, len(conversations)):
+        held = [conversations[i] for i in part]
+        spoken = [[Turn("system", c.instruction)] for c in held]
+        for turn in range(1, max(turns) + 1):
+            prompts = []
+            for c, said in zip(held, spoken, strict=True):
+                said.append(Turn("user", c.said(turn - 1)))
+                prompts.append(Prompt(c.id, tuple(said), "microworld", is_safety=False))
+            answers = [g[0] for g in sample(engine, tokenizer, prompts, Sampling(1, 0.0, max_new_tokens), seed=0)]
+            if turn in verdicts:
+                verdicts[turn] += [judge(a.prompt.turns, a.text, finished=a.finished) for a in answers]
+            for said, answer in zip(spoken, answers, strict=True):
+                said.append(Turn("assistant", answer.text or "."))
+    followed = {turn: sum(map(follows, found)) / len(found) for turn, found in verdicts.items()}
+    content = {turn: sum(v.content for v in found) / len(found) for turn, found in verdicts.items()}
     return TurnRates(followed, content, len(conversations))
 
 

@@ -1,14 +1,16 @@
 """The default engine: sampling on the model's own forward, for any causal language model made of attention.
 
-Three things separate it from `model.generate(num_return_sequences=K)`: a prompt is encoded once for its K samples,
-the cache is allocated once instead of growing by concatenation, and finished rows leave the batch. The random number
-of sample k of a prompt at step t depends on (seed, prompt key, k, t) alone, so the draw does not depend on the batch.
+Four things separate it from `model.generate(num_return_sequences=K)`: a prompt is encoded once for its K samples,
+the cache is allocated once instead of growing by concatenation, finished rows leave the batch, and of a dialogue that
+goes on only the last turn is read. The random number of sample k of a prompt at step t depends on (seed, prompt key, k,
+t) alone, so the draw does not depend on the batch.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from rlhf.generation.caches import RowCache, SharedPrompts
+from rlhf.generation.dialogues import Dialogues
 from rlhf.generation.fused import Fused, applies
 from rlhf.generation.protocol import Completion, Request
 
@@ -30,6 +33,16 @@ class InProcess:
 
     model: PreTrainedModel
     rows_per_batch: int = 256
+    dialogues: Dialogues | None = None
+    """What has been read of dialogues that are to go on."""
+
+    def remembering(self) -> InProcess:
+        """The same, for dialogues turn by turn: what it has read of one it does not read again.
+
+        Of a model whose attention slides over the slots of its cache nothing is kept: there are empty ones in between.
+        """
+        slides = getattr(self.model.config, "sliding_window", None) is not None
+        return self if slides else replace(self, dialogues=Dialogues())
 
     @property
     def context(self) -> int:
@@ -40,20 +53,31 @@ class InProcess:
         return "fused" if applies(self.model) else "forward"
 
     def generate(self, request: Request) -> list[list[Completion]]:
-        return generate(self.model, request, rows_per_batch=self.rows_per_batch)
+        return generate(self.model, request, rows_per_batch=self.rows_per_batch, dialogues=self.dialogues)
+
+    def skip(self, request: Request) -> None:
+        """The answers to this are known already, from a stage that was killed; what is asked next may go on from it."""
+        if self.dialogues is not None:
+            self.dialogues.skip(request)
 
 
 @torch.no_grad()
-def generate(model: PreTrainedModel, request: Request, *, rows_per_batch: int = 256) -> list[list[Completion]]:
+def generate(
+    model: PreTrainedModel, request: Request, *, rows_per_batch: int = 256, dialogues: Dialogues | None = None
+) -> list[list[Completion]]:
     """K completions of every prompt, in the order given; `rows_per_batch` is memory and speed only."""
     model.eval()
+    if dialogues is not None:
+        for earlier in dialogues.unread:
+            _read(model, earlier.prompts, dialogues)
+        dialogues.unread = []
     found: list[list[Completion]] = [[] for _ in request.prompts]
     order = sorted(range(len(request.prompts)), key=lambda i: len(request.prompts[i]))
     k = request.sampling.samples_per_prompt
     size = max(1, rows_per_batch // k)
     step = Fused(model) if applies(model) else Whole(model)
     for chosen in (order[start : start + size] for start in range(0, len(order), size)):
-        rows = _decode(model, step, request.part(chosen))
+        rows = _decode(model, step, request.part(chosen), dialogues)
         for place, i in enumerate(chosen):
             found[i] = rows[place * k : (place + 1) * k]
     return found
@@ -73,12 +97,14 @@ class Whole:
         return logits[:, -1]
 
 
-def _decode(model: PreTrainedModel, step: Whole | Fused, request: Request) -> list[Completion]:
+def _decode(
+    model: PreTrainedModel, step: Whole | Fused, request: Request, dialogues: Dialogues | None
+) -> list[Completion]:
     """One batch: prefill the prompts, then one token per live row and step. Rows are [prompt * K + k]."""
     sampling, device = request.sampling, model.device
     rows = len(request.prompts) * sampling.samples_per_prompt
-    width = max(len(prompt) for prompt in request.prompts)
-    logits, cache, mask, position = _prefill(model, request, shared=isinstance(step, Fused))
+    logits, cache, mask, position = _prefill(model, request, dialogues, shared=isinstance(step, Fused))
+    width = 0 if mask is None else mask.shape[1] - sampling.max_new_tokens
     uniforms = _uniforms(request).to(device)
     tokens = torch.zeros((rows, sampling.max_new_tokens), dtype=torch.long, device=device)
     logprobs = torch.zeros((rows, sampling.max_new_tokens), device=device)
@@ -117,34 +143,50 @@ def _leave(cache: Cache, stop: Tensor) -> Tensor:
     return torch.arange(rows, device=stop.device).index_put((holes,), movers)
 
 
-def _prefill(model: PreTrainedModel, request: Request, *, shared: bool) -> tuple[Tensor, Cache, Tensor | None, Tensor]:
-    """Encode each prompt once, then give every one of its K rows its cache: a copy, or where it is `shared` its place.
+def _prefill(
+    model: PreTrainedModel, request: Request, dialogues: Dialogues | None, *, shared: bool
+) -> tuple[Tensor, Cache, Tensor | None, Tensor]:
+    """Encode each prompt once, then give each of its K rows its cache: a copy, or where it is `shared` its place."""
+    k, room = request.sampling.samples_per_prompt, request.sampling.max_new_tokens
+    logits, cache, seen = _read(model, request.prompts, dialogues)
+    kind = SharedPrompts if shared and k > 1 else RowCache
+    for i, layer in enumerate(cache.layers):  # one by one: what a layer was read into goes before the next is copied
+        cache.layers[i] = kind(layer.keys, layer.values, seen=seen, copies=k, room=room)
+    mask = None if bool(seen.all()) else torch.nn.functional.pad(seen, (0, room), value=1).repeat_interleave(k, 0)
+    return logits.repeat_interleave(k, 0), cache, mask, seen.sum(-1).repeat_interleave(k)
+
+
+def _read(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], dialogues: Dialogues | None
+) -> tuple[Tensor, DynamicCache, Tensor]:
+    """The logits [P, V] after each prompt, its keys and values, and which of their slots [P, S] hold a token.
 
     Prompts are padded on the left here, so that all rows write their next token to the same slot. What with does not
     matter: nothing sees it.
     """
-    prompts, k, room = request.prompts, request.sampling.samples_per_prompt, request.sampling.max_new_tokens
-    width = max(len(p) for p in prompts)
-    lengths = torch.tensor([len(p) for p in prompts], device=model.device)
-    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=model.device)
-    mask = (torch.arange(width, device=model.device) >= width - lengths[:, None]).long()
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    even = bool((lengths == width).all())  # no padding: attention needs no mask
     # Told of the model's config, the cache of sliding attention would drop the oldest keys, which are the padding of
     # short prompts but tokens of long ones. It keeps them all here, and the mask hides what is out of sight.
-    cache = DynamicCache()
+    cache, seen = DynamicCache(), torch.zeros((len(prompts), 0), dtype=torch.long, device=model.device)
+    if dialogues is not None and (begun := dialogues.begun(prompts)):
+        cache, seen = dialogues.recall(begun)
+    elif dialogues is not None:
+        dialogues.forget()
+    fresh = [prompt[read:] for prompt, read in zip(prompts, seen.sum(-1).tolist(), strict=True)]
+    width = max(map(len, fresh))
+    lengths = torch.tensor([len(row) for row in fresh], device=model.device)
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in fresh], device=model.device)
+    seen = torch.cat((seen, (torch.arange(width, device=model.device) >= width - lengths[:, None]).long()), 1)
+    positions = (seen.cumsum(-1) - 1).clamp(min=0)[:, -width:]
     logits = model(
         input_ids=ids,
-        attention_mask=None if even else mask,
+        attention_mask=None if bool(seen.all()) else seen,  # no padding: attention needs no mask
         position_ids=positions,
         past_key_values=cache,
         logits_to_keep=1,
     ).logits[:, -1]
-    kind = SharedPrompts if shared and k > 1 else RowCache
-    for i, layer in enumerate(cache.layers):  # one by one: what a layer was read into goes before the next is copied
-        cache.layers[i] = kind(layer.keys, layer.values, seen=mask, copies=k, room=room)
-    row_mask = None if even else torch.nn.functional.pad(mask, (0, room), value=1).repeat_interleave(k, 0)
-    return logits.repeat_interleave(k, 0), cache, row_mask, lengths.repeat_interleave(k)
+    if dialogues is not None:
+        dialogues.keep(prompts, cache, seen)
+    return logits, cache, seen
 
 
 def choose(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:

@@ -218,20 +218,32 @@ TOY_ARM = """
 import json, sys, time
 from pathlib import Path
 
-run, name, _, out, _, fails = sys.argv[1:]
-seed, run, out = int(run[-1]), Path(run), Path(out)
-made = {"run": run, **{arm: out / run.name / arm for arm in ("first", "second")}}
-if (made[name] / "ppo" / "results.json").exists():
-    sys.exit(print("skip"))
-assert name == "run" or (made[{"first": "run", "second": "first"}[name]] / "ppo" / "results.json").exists()
-print("begin", flush=True)
-time.sleep(0.2)
-if name == fails:
-    sys.exit("error: no luck")
-(made[name] / "ppo").mkdir(parents=True)
-(made[name] / "ppo" / "manifest.json").write_text(json.dumps({"recipe": {"seed": seed}}))
-(made[name] / "ppo" / "results.json").write_text(json.dumps({"gold": 2 * seed + 1 if name == "second" else seed}))
-print("end")
+from benchmarks.claims.make import DONE
+
+_, out, _, fails = sys.argv[1:]
+
+
+def make(name, run, out):
+    seed = int(run.name[-1])
+    made = {"run": run, **{arm: out / run.name / arm for arm in ("first", "second")}}
+    if (made[name] / "ppo" / "results.json").exists():
+        print("skip")
+        return
+    assert name == "run" or (made[{"first": "run", "second": "first"}[name]] / "ppo" / "results.json").exists()
+    print("begin", flush=True)
+    time.sleep(0.2)
+    if name == fails:
+        sys.exit("error: no luck")
+    (made[name] / "ppo").mkdir(parents=True)
+    (made[name] / "ppo" / "manifest.json").write_text(json.dumps({"recipe": {"seed": seed}}))
+    (made[name] / "ppo" / "results.json").write_text(json.dumps({"gold": 2 * seed + 1 if name == "second" else seed}))
+    print("end")
+
+
+for line in sys.stdin:
+    name, run = line.split()
+    make(name, Path(run), Path(out))
+    print(DONE, flush=True)
 """
 
 
@@ -246,6 +258,7 @@ def toys(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(runner, "ARMS", toy_arms)
     monkeypatch.setattr(make, "ARMS", toy_arms)
     monkeypatch.setattr(runner, "WORKER", (sys.executable, str(tmp_path / "arm.py")))
+    monkeypatch.setenv("PYTHONPATH", str(Path(runner.__file__).parents[2]))
 
     def claims(jobs, fails="none"):
         runs = [str(tmp_path / f"tiny-{seed}") for seed in range(3)]
@@ -275,7 +288,7 @@ def test_every_arm_of_every_run_is_made_once_after_what_it_is_made_from(toys, tm
         (under_way.add if what == "begin" else under_way.remove)(name)
         most = max(most, len(under_way))
         ended += [name] if what == "end" else []
-    assert most == jobs
+    assert most == jobs  # processes, each of which makes one arm after another
     report = (tmp_path / "claims" / "report.json").read_text()
     assert sorted(toys(jobs)) == sorted([*verdicts, *(f"{name}  skip" for name in ended)])
     assert (tmp_path / "claims" / "report.json").read_text() == report

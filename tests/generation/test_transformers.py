@@ -89,11 +89,16 @@ def test_greedy_logprobs_are_those_of_temperature_one(policy):
         assert completion.logprobs == pytest.approx(plain_logprobs(policy, prompt, completion, 1.0), abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_other_architectures(kind):
+def other(kind):
+    """A model of another architecture."""
     torch.manual_seed(0)
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **TINY, **ARCHITECTURES[kind], **ids)).eval()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **TINY, **ARCHITECTURES[kind], **ids)).eval()
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_other_architectures(kind):
+    model = other(kind)
     for prompt, (completion,) in zip(PROMPTS, run(model, Sampling(1, 0.0, 10)), strict=True):
         assert completion.token_ids == greedy_by_transformers(model, prompt, eos=1, length=10)
     for prompt, group in zip(PROMPTS, run(model, Sampling(3, 1.3, 10)), strict=True):
