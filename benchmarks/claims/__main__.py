@@ -1,6 +1,6 @@
 """Run the claims over runs of several seeds: `make claims`, or `make claims CLAIMS=B2,B3 RUNS="runs/a runs/b runs/c"`.
 
-Runs that are missing are made first, then the arms of every claim, on all cores: a process of one thread for each.
+Runs that are missing are made first, then the arms of every claim, on all cores: a process of one thread for each core.
 What is finished is not made again, and what was stopped is gone on with. A claim is judged as soon as its arms are
 there; verdicts go to runs/claims/report.json and runs/claims/claims.md.
 """
@@ -12,13 +12,14 @@ import asyncio
 import json
 import os
 import sys
-from asyncio.subprocess import PIPE, STDOUT
-from collections.abc import Sequence
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.claims.arms import ARMS
-from benchmarks.claims.make import folder_of, results
+from benchmarks.claims.make import DONE, folder_of, results
 from benchmarks.claims.table import TABLE
 from rlhf.checkpoint import locked
 from rlhf.errors import RlhfError
@@ -63,42 +64,58 @@ async def examine(experiments: Sequence[Experiment], options: argparse.Namespace
     """
     wanted = {arm for experiment in experiments for arm in experiment.arms}
     wanted |= {ARMS[arm].like for arm in wanted} | ({"run"} if wanted else set())
-    free = asyncio.Semaphore(max(options.jobs, 1))
     made: dict[tuple[Path, str], asyncio.Task[None]] = {}
-    async with asyncio.TaskGroup() as group:
+    async with workers(max(options.jobs, 1), options) as free, asyncio.TaskGroup() as group:
         for name in (name for name in ARMS if name in wanted):
             for run in options.runs:
                 before = made.get((run, ARMS[name].like or "run"))  # none for the run itself
-                made[run, name] = group.create_task(make(name, run, before, free, options))
+                made[run, name] = group.create_task(make(name, run, before, free))
         for experiment in experiments:
             needed = [made[run, arm] for run in options.runs for arm in experiment.arms]
             group.create_task(settle(experiment, needed, options))
 
 
-async def make(
-    name: str, run: Path, before: asyncio.Task[None] | None, free: asyncio.Semaphore, options: argparse.Namespace
-) -> None:
-    """One arm of a run, in its own process; each of its lines says whose it is."""
+@asynccontextmanager
+async def workers(count: int, options: argparse.Namespace) -> AsyncIterator[asyncio.Queue[Process]]:
+    """Processes that make one arm after another: each loads its libraries once. They end with this block."""
+    words = (*WORKER, "--out", options.out, "--set", *options.set)
+    one = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    free: asyncio.Queue[Process] = asyncio.Queue()
+    # A session of its own: Ctrl-C reaches this process alone, which then asks the others to stop.
+    started = [
+        await asyncio.create_subprocess_exec(
+            *words, stdin=PIPE, stdout=PIPE, stderr=STDOUT, env=os.environ | one, start_new_session=True
+        )
+        for _ in range(count)
+    ]
+    for process in started:
+        free.put_nowait(process)
+    try:
+        yield free
+    except BaseException:
+        for process in started:
+            if process.returncode is None:
+                process.terminate()
+        raise
+    finally:
+        for process in started:
+            await process.communicate(b"")  # nothing more is asked
+
+
+async def make(name: str, run: Path, before: asyncio.Task[None] | None, free: asyncio.Queue[Process]) -> None:
+    """One arm of a run, by a process that is free; each of its lines says whose it is."""
     if before:
         await before
-    words = (*WORKER, run, name, "--out", options.out, "--set", *options.set)
-    one = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    async with free:
-        # A session of its own: Ctrl-C reaches this process alone, which then asks the others to stop.
-        process = await asyncio.create_subprocess_exec(
-            *words, stdout=PIPE, stderr=STDOUT, env=os.environ | one, start_new_session=True
-        )
-        assert process.stdout
-        try:
-            async for line in process.stdout:
-                print(f"{run.name}/{name}  {line.decode(errors='replace').rstrip()}", flush=True)
-        except asyncio.CancelledError:
-            process.terminate()
-            raise
-        finally:
-            failed = await process.wait()
-    if failed:
-        raise RlhfError(f"{run.name}/{name} failed", hints=["what is finished is kept: mend it and start again"])
+    process = await free.get()
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(f"{name} {run}\n".encode())
+    async for line in process.stdout:
+        if line.decode(errors="replace").rstrip() == DONE:
+            free.put_nowait(process)
+            return
+        print(f"{run.name}/{name}  {line.decode(errors='replace').rstrip()}", flush=True)
+    raise RlhfError(f"{run.name}/{name} failed", hints=["what is finished is kept: mend it and start again"])
 
 
 async def settle(experiment: Experiment, needed: Sequence[asyncio.Task[None]], options: argparse.Namespace) -> None:

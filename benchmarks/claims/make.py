@@ -1,4 +1,4 @@
-"""One arm of a run, in a process of its own: `python -m benchmarks.claims.make runs/tiny-0 no-margin`.
+"""Arms of runs, one after another, as they are read from standard input: a line `no-margin runs/tiny-0` for each.
 
 An arm is a finished run with some steps made again under other settings; everything they read is the run's own, or of
 the arm that this one is `like`. The run itself is the arm `run`. The pipeline makes them: what is done is skipped, and
@@ -27,16 +27,20 @@ from rlhf.errors import MissingError, RlhfError
 from rlhf.provenance.manifests import as_made, manifests
 from rlhf.schema import Recipe
 
+DONE = "-- this arm is made --"
+"""The last line about an arm."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims.make", description=__doc__)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("arm", choices=ARMS)
     parser.add_argument("--out", type=Path, default=Path("runs/claims"))
     parser.add_argument("--set", nargs="*", default=[])
     options = parser.parse_args()
     threading.Thread(target=leave_with, args=(os.getppid(),), daemon=True).start()
-    make(options.arm, options.run, options.out, options.set)
+    for line in sys.stdin:
+        arm, run = line.rstrip("\n").split(" ", 1)
+        make(arm, Path(run), options.out, options.set)
+        print(DONE, flush=True)
 
 
 def leave_with(parent: int) -> None:
