@@ -273,7 +273,7 @@ def test_demonstrations_have_their_shares(shown):
         assert within(sum(verdict.refusal for verdict in by_kind[kind]), refused, len(by_kind[kind]))
     assert all(verdict.violation != verdict.refusal for verdict in by_kind["unsafe"])
     followed = [verdicts([row])[-1].followed for row in instructed]
-    assert within(sum(followed), 0.90, len(followed))
+    assert within(sum(followed), 0.98, len(followed))
 
 
 def test_demonstrated_answers_are_as_terse_and_as_wrong_as_configured(shown):
