@@ -265,7 +265,9 @@ def _distill(p: _Plan) -> Cost:
 
 def _gatt(p: _Plan) -> Cost:
     config = p.recipe.gatt
-    replayed = config.dialogues * config.cuts * config.replay_share / (1 - config.replay_share)
+    lengths = range(config.min_turns, config.max_turns + 1)
+    cuts = sum(min(config.cuts, max(1, turns - 1)) for turns in lengths) / len(lengths)  # none ends with the first turn
+    replayed = config.dialogues * cuts * config.replay_share / (1 - config.replay_share)
     prompts = config.dialogues * (config.min_turns + config.max_turns) / 2 + replayed
     new, k = config.max_new_tokens, config.samples_per_turn
     work = _sampling(p, prompts * k, new, prompts=prompts, models=3)

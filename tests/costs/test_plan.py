@@ -102,8 +102,12 @@ def test_operations_of_sft():
 
 
 def test_tokens_of_ghost_attention():
-    """1,000 dialogues of 11 turns on average and 8,000 replayed prompts, 4 answers each; twice 1,000 + 8,000 rows."""
-    assert cost("gatt").tokens == 512 * (19_000 + 4 * 19_000) + 2 * 1024 * 9_000
+    """1,000 dialogues of 11 turns on average, replayed prompts, 4 answers each; two epochs of dialogues and replayed.
+
+    2 to 8 turns give 1 to 7 rows, 9 to 20 give eight: 124 for 19 lengths.
+    """
+    replayed = 1_000 * 124 / 19
+    assert cost("gatt").tokens == pytest.approx(512 * 5 * (11_000 + replayed) + 2 * 1024 * (1_000 + replayed))
 
 
 def test_tokens_of_safety_data_scaling():
@@ -240,6 +244,17 @@ def test_a_margin_more_is_a_model_more():
     one, three = (cost_of("reward", recipe, shape_of(recipe.model), Hardware()) for recipe in (two, four))
     assert three.disk == 2 * one.disk
     assert three.tokens == 2 * one.tokens
+
+
+def test_a_dialogue_of_two_turns_gives_one_row_however_many_cuts():
+    """Eight cuts of 20 turns give eight rows, of 2 turns one; half as many single answers are replayed beside them."""
+    share = ["gatt.replay_share=0.5", "gatt.dialogues=100", "gatt.max_new_tokens=28", "gatt.samples_per_turn=1"]
+    recipes = (load("tiny", [*share, f"gatt.min_turns={n}", f"gatt.max_turns={n}"]).recipe for n in (20, 2))
+    longest, shortest = (cost_of("gatt", recipe, shape_of(recipe.model), Hardware()) for recipe in recipes)
+    asked = 512 + 28  # a prompt and its answer
+    # Sampled: every turn and what is replayed. Then three epochs of the rows, which the context cuts at 768.
+    assert longest.tokens == pytest.approx(100 * (20 + 8) * asked + 3 * 768 * (100 + 800))
+    assert shortest.tokens == pytest.approx(100 * (2 + 1) * asked + 3 * 768 * (100 + 100))
 
 
 def test_rows_of_rejection_sampling_with_their_share_of_demonstrations():
