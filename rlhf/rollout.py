@@ -5,7 +5,7 @@ Letters: B rows, K completions a prompt, T completion tokens, S whole sequence, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,13 @@ def sample(
         NonFiniteError: if a log-probability is nan or infinite.
     """
     engine = InProcess(policy) if isinstance(policy, torch.nn.Module) else policy
+    talking = isinstance(engine, InProcess) and engine.dialogues is not None
     with whole(*([engine.model] if isinstance(engine, InProcess) else [])):
         return dealt(
             prompts,
             lambda share: _sample(engine, tokenizer, share, sampling, seed, advance or (lambda count: None)),
-            # A dialogue that goes on stays with the process that has read it.
-            cost=lambda prompt: 0 if remembers(engine) else sum(len(turn.content) for turn in prompt.turns),
+            # A dialogue that goes on stays with the process that has read it, while none before it leaves.
+            cost=lambda prompt: 0 if talking else sum(len(turn.content) for turn in prompt.turns),
         )
 
 
@@ -106,14 +107,12 @@ def remembering(policy: PreTrainedModel | Engine) -> Engine:
     return engine.remembering() if isinstance(engine, InProcess) else engine
 
 
-def remembers(engine: Engine) -> bool:
-    return isinstance(engine, InProcess) and engine.dialogues is not None
-
-
-def batches(engine: Engine, count: int, *, samples: int = 1) -> Iterator[range]:
+def batches(engine: Engine, count: int, *, samples: int = 1) -> list[range]:
     """So many dialogues in parts that the processes answer in one batch each: an engine remembers its last batch."""
-    size = max(1, getattr(engine, "rows_per_batch", CHUNK) // samples) * team.size()
-    return (range(start, min(start + size, count)) for start in range(0, count, size))
+    if not isinstance(engine, InProcess) or engine.dialogues is None:
+        return [range(count)] if count else []
+    size = max(1, engine.rows_per_batch // samples) * team.size()
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _sample(

@@ -161,15 +161,16 @@ def answers_to(job: Job, policy, tokenizer, rewards, conversations: Sequence[Con
 def converse(job: Job, policy, tokenizer, rewards, conversations: Sequence[Conversation]) -> list[list[Sample]]:
     """Answer turn by turn, with the instruction written to every user turn; of K answers the best is kept.
 
-    As many conversations as are answered in one batch advance together; those that are over leave.
+    As many conversations as are answered in one batch advance together, the longest first; those that are over leave,
+    the last ones, so that the others stay with the process that has read them.
     """
     engine, asked = remembering(policy), sampling(job)
     answers: list[list[Sample]] = [[] for _ in conversations]
-    parts = list(batches(engine, len(conversations), samples=asked.samples_per_prompt))
-    longest = [max(len(conversations[i].user_turns) for i in part) for part in parts]
-    with job.track.progress(sum(longest), "conversations") as bar:
-        for part, turns in zip(parts, longest, strict=True):
-            for turn in range(turns):
+    order = sorted(range(len(conversations)), key=lambda i: -len(conversations[i].user_turns))
+    parts = [[order[i] for i in part] for part in batches(engine, len(order), samples=asked.samples_per_prompt)]
+    with job.track.progress(sum(len(conversations[part[0]].user_turns) for part in parts), "conversations") as bar:
+        for part in parts:
+            for turn in range(len(conversations[part[0]].user_turns)):
                 live = [i for i in part if len(conversations[i].user_turns) > turn]
                 best = best_answers(
                     engine,

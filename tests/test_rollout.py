@@ -16,6 +16,7 @@ from rlhf.generation.transformers import InProcess
 from rlhf.models import packing
 from rlhf.models.load import save
 from rlhf.models.score import token_values
+from rlhf.resume.shards import keeping
 from rlhf.rollout import (
     Rollout,
     Sample,
@@ -110,12 +111,44 @@ def test_a_dialogue_that_goes_on_stays_with_the_process_that_has_read_it(policy,
 
 
 def test_dialogues_are_held_in_parts_that_are_one_batch(policy, monkeypatch):
-    engine = InProcess(policy, 7)
+    assert rollouts.batches(InProcess(policy, 7), 20) == [range(20)]  # one that remembers nothing needs no parts
+    assert rollouts.batches(Served(), 20, samples=3) == [range(20)]
+    assert rollouts.batches(Served(), 0) == []
+    engine = rollouts.remembering(InProcess(policy, 7))
     assert [list(part) for part in rollouts.batches(engine, 5, samples=3)] == [[0, 1], [2, 3], [4]]
     assert [len(part) for part in rollouts.batches(engine, 8)] == [7, 1]
     assert [len(part) for part in rollouts.batches(engine, 2, samples=8)] == [1, 1]  # one at a time at least
     monkeypatch.setattr(rollouts.team, "size", lambda: 3)
     assert [len(part) for part in rollouts.batches(engine, 8, samples=3)] == [6, 2]  # two for each of three processes
+
+
+def test_what_a_killed_stage_has_left_is_read_for_what_goes_on_from_it(policy, tokenizer, tmp_path):
+    """Two turns of two dialogues; the answers to the first are known in the second life, whose bits are the same."""
+
+    def further(first):
+        turns = [(*a.prompt.turns, Turn("assistant", a.text), Turn("user", "good luck")) for a in first]
+        return [Prompt(f"{i}/1", spoken, "people", is_safety=False) for i, spoken in enumerate(turns)]
+
+    def life(known=None):
+        engine, answers = rollouts.remembering(policy), iter(known or ())
+        asked = []
+
+        def chunks(question, make):
+            asked.append(next(answers, None) or make())
+            return asked[-1]
+
+        with keeping(chunks):
+            first = [g[0] for g in sample(engine, tokenizer, PROMPTS[:2], Sampling(1, TEMPERATURE, 6), seed=0)]
+            return asked, sample(engine, tokenizer, further(first), Sampling(2, TEMPERATURE, 6), seed=1)
+
+    read = []
+    policy.model.embed_tokens.register_forward_pre_hook(lambda _, args: read.append(tuple(args[0].shape)))
+    answers, whole = life()
+    one_life = [shape for shape in read if shape[1] > 1]
+    read.clear()
+    _, again = life(known=answers[:1])
+    assert again == whole  # log-probabilities, too, to the last bit
+    assert [shape for shape in read if shape[1] > 1] == one_life
 
 
 class Served:

@@ -65,7 +65,8 @@ async def examine(experiments: Sequence[Experiment], options: argparse.Namespace
     wanted = {arm for experiment in experiments for arm in experiment.arms}
     wanted |= {ARMS[arm].like for arm in wanted} | ({"run"} if wanted else set())
     made: dict[tuple[Path, str], asyncio.Task[None]] = {}
-    async with workers(max(options.jobs, 1), options) as free, asyncio.TaskGroup() as group:
+    count = min(max(options.jobs, 1), len(wanted) * len(options.runs))
+    async with workers(count, options) as free, asyncio.TaskGroup() as group:
         for name in (name for name in ARMS if name in wanted):
             for run in options.runs:
                 before = made.get((run, ARMS[name].like or "run"))  # none for the run itself
@@ -111,11 +112,14 @@ async def make(name: str, run: Path, before: asyncio.Task[None] | None, free: as
     assert process.stdout
     process.stdin.write(f"{name} {run}\n".encode())
     async for line in process.stdout:
-        if line.decode(errors="replace").rstrip() == DONE:
+        said, done, _ = line.decode(errors="replace").rstrip().partition(DONE)
+        if said:  # a line that was not ended may stand before the last one
+            print(f"{run.name}/{name}  {said}", flush=True)
+        if done:
             free.put_nowait(process)
             return
-        print(f"{run.name}/{name}  {line.decode(errors='replace').rstrip()}", flush=True)
-    raise RlhfError(f"{run.name}/{name} failed", hints=["what is finished is kept: mend it and start again"])
+    what = f"{run.name}/{name} failed: its process ended with {await process.wait()}"
+    raise RlhfError(what, hints=["what is finished is kept: mend it and start again"])
 
 
 async def settle(experiment: Experiment, needed: Sequence[asyncio.Task[None]], options: argparse.Namespace) -> None:

@@ -102,22 +102,19 @@ class _Plan:
     def decoding(self, prompts: int, new: int, *, samples: int = 1, turns: float = 1) -> Bytes:
         """Reading the prompts that are answered at once, or the answers' cache and logits, whichever is more.
 
-        A prompt after some turns holds them, and their answers, all read before but for the last turn; what was read is
-        held for the next. One that is sampled several times is read once, and on a CPU, where decoding lays weights out
-        for itself, kept once.
+        A prompt after some turns holds them, and their answers, all read before but for the last answer and turn; what
+        was read is held for the next. One that is sampled several times is read once, and on a CPU, where decoding lays
+        weights out for itself, kept once.
         """
         model, asked = self.recipe.model, self.hardware.prompt_tokens
         length = int(min(turns * (asked + new) - new, max(model.max_length - new, asked)))
         together = max(1, self.recipe.generation.rows_per_batch // samples)
         mine = min(together, max(1, prompts // self.hardware.gpus))
         fused = self.hardware.cpu and (model.dtype, model.lora.rank, model.quantisation) == ("float32", None, "none")
-        read, grown = self.cache(mine, length), self.cache(mine * samples, length + new)
-        if fused and samples > 1:
-            grown = read + self.cache(mine * samples, new)
-        elif turns > 1:
-            grown += read
-        fresh = mine * (length if turns == 1 else min(asked + new, length))
-        reads = Bytes(cache=read, activations=reading(self.shape, model, tokens=fresh, seen=length))
+        read, kept, fresh = self.cache(mine, length), fused and samples > 1, length if turns == 1 else asked + new
+        grown = (kept or turns > 1) * read + self.cache(mine * samples, new + length * (not kept))
+        reading_it = reading(self.shape, model, tokens=mine * min(fresh, length), seen=length)
+        reads = Bytes(cache=read, activations=reading_it)
         draws = logits(self.shape, tokens=mine * samples, copies=4, most=inf)
         return Bytes(weights=joined(self.shape) * fused) + fullest(reads, Bytes(cache=grown, activations=draws))
 

@@ -1,14 +1,14 @@
 """What a model has read of dialogues, so that of the next prompts of the same ones it reads the last turn alone.
 
-Read anew at every turn, a dialogue of n turns costs n times what its last prompt does. Here the keys and values of the
-last batch of prompts are kept, and serve one whose prompts all begin with those. Answers are read again, with the turn
-after them: what stood in the cache when they were drawn came of steps that a killed stage does not repeat, while
-reading the same prompts in the same batches gives the same bits.
+Read anew at every turn, a dialogue of n turns costs about n / 2 times what its last prompt does. Here the keys and
+values of the last batch of prompts are kept, and serve one whose prompts all begin with those. Answers are read again,
+with the turn after them: what stood in the cache when they were drawn came of steps that a killed stage does not
+repeat, while reading the same prompts in the same batches gives the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -23,8 +23,7 @@ class Dialogues:
     """Keys and values of the prompts that were read last, row by row, of a model whose weights do not change."""
 
     def __init__(self) -> None:
-        self.unread: list[Request] = []
-        """Requests since then whose answers were known, the first to be read first."""
+        self._unread: list[Request] = []  # since then, whose answers were known; the first is to be read first
         self._rows: dict[Ids, int] = {}
         self._layers: list[tuple[Tensor, Tensor]] = []  # each [rows, key heads, slots, width]
         self._seen = torch.zeros(0, 0)  # [rows, slots], 1 where there is a token
@@ -35,11 +34,21 @@ class Dialogues:
 
     def skip(self, request: Request) -> None:
         """This one need not be answered; those that go on from it will be."""
-        after = self.unread[-1].prompts if self.unread else self._rows
-        if _begun(request.prompts, {tuple(prompt): 0 for prompt in after}) is None:
-            self.unread = []
+        self._begin(request)
+        self._unread.append(request)
+
+    def before(self, request: Request) -> list[Request]:
+        """What has to be read first, for this one to be read as if nothing had been skipped."""
+        self._begin(request)
+        unread, self._unread = self._unread, []
+        return unread
+
+    def _begin(self, request: Request) -> None:
+        """Drop everything unless this goes on from what was asked last."""
+        last: Collection[Ids] = {tuple(ids) for ids in self._unread[-1].prompts} if self._unread else self._rows
+        if _begun(request.prompts, last) is None:
+            self._unread = []
             self.forget()
-        self.unread.append(request)
 
     def recall(self, begun: Sequence[Ids]) -> tuple[DynamicCache, Tensor]:
         """A cache that holds these, padded on the left, and which of its slots [rows, slots] hold a token.
@@ -53,8 +62,7 @@ class Dialogues:
         self.forget()
         for i in range(len(layers)):
             keys, values = layers.pop(0)
-            place = order[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-            cache.update(*(states[rows].gather(2, place) for states in (keys, values)), i)
+            cache.update(*(states[rows].take_along_dim(order[:, None, :, None], 2) for states in (keys, values)), i)
         return cache, seen.gather(1, order)
 
     def keep(self, prompts: Sequence[Sequence[int]], cache: DynamicCache, seen: Tensor) -> None:
@@ -68,7 +76,7 @@ class Dialogues:
         self._rows, self._layers = {}, []
 
 
-def _begun(prompts: Sequence[Sequence[int]], known: dict[Ids, int]) -> list[Ids] | None:
+def _begun(prompts: Sequence[Sequence[int]], known: Collection[Ids]) -> list[Ids] | None:
     """The longest of the known that each prompt goes on from."""
     lengths = sorted({len(ids) for ids in known}, reverse=True)
     found = [

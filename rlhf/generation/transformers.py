@@ -22,6 +22,7 @@ from rlhf.generation.caches import RowCache, SharedPrompts
 from rlhf.generation.dialogues import Dialogues
 from rlhf.generation.fused import Fused, applies
 from rlhf.generation.protocol import Completion, Request
+from rlhf.models.packing import unlimited
 
 BLOCK = 256
 """Tokens of the vocabulary that are summed together before one of them is looked for."""
@@ -39,10 +40,9 @@ class InProcess:
     def remembering(self) -> InProcess:
         """The same, for dialogues turn by turn: what it has read of one it does not read again.
 
-        Of a model whose attention slides over the slots of its cache nothing is kept: there are empty ones in between.
+        Of a model that counts the slots of its cache, to see the last of them only, nothing is kept: some are empty.
         """
-        slides = getattr(self.model.config, "sliding_window", None) is not None
-        return self if slides else replace(self, dialogues=Dialogues())
+        return replace(self, dialogues=Dialogues()) if unlimited(self.model) else self
 
     @property
     def context(self) -> int:
@@ -67,10 +67,8 @@ def generate(
 ) -> list[list[Completion]]:
     """K completions of every prompt, in the order given; `rows_per_batch` is memory and speed only."""
     model.eval()
-    if dialogues is not None:
-        for earlier in dialogues.unread:
-            _read(model, earlier.prompts, dialogues)
-        dialogues.unread = []
+    for earlier in dialogues.before(request) if dialogues else ():
+        _read(model, earlier.prompts, dialogues)
     found: list[list[Completion]] = [[] for _ in request.prompts]
     order = sorted(range(len(request.prompts)), key=lambda i: len(request.prompts[i]))
     k = request.sampling.samples_per_prompt
@@ -150,7 +148,8 @@ def _prefill(
     k, room = request.sampling.samples_per_prompt, request.sampling.max_new_tokens
     logits, cache, seen = _read(model, request.prompts, dialogues)
     kind = SharedPrompts if shared and k > 1 else RowCache
-    for i, layer in enumerate(cache.layers):  # one by one: what a layer was read into goes before the next is copied
+    # One by one: what a layer was read into goes before the next is copied, unless it is held for the next turn.
+    for i, layer in enumerate(cache.layers):
         cache.layers[i] = kind(layer.keys, layer.values, seen=seen, copies=k, room=room)
     mask = None if bool(seen.all()) else torch.nn.functional.pad(seen, (0, room), value=1).repeat_interleave(k, 0)
     return logits.repeat_interleave(k, 0), cache, mask, seen.sum(-1).repeat_interleave(k)

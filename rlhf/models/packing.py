@@ -46,10 +46,15 @@ def packed(body: PreTrainedModel, attention_mask: Tensor) -> bool:
 
 def sees_all(model: PreTrainedModel) -> bool:
     """Whether all attention is scaled-dot-product attention over the whole context."""
-    config = model.config
-    kinds = getattr(config, "layer_types", None)
-    windows = set(kinds) != {"full_attention"} if kinds else getattr(config, "sliding_window", None) is not None
-    return config._attn_implementation == "sdpa" and not windows
+    return model.config._attn_implementation == "sdpa" and unlimited(model)
+
+
+def unlimited(model: PreTrainedModel) -> bool:
+    """Whether every token attends to all before it, in every layer: none slides, and none goes chunk by chunk."""
+    kinds = getattr(model.config, "layer_types", None) or getattr(model.config, "attention_layers", None)
+    if kinds:
+        return set(kinds) <= {"full_attention", "global"}
+    return getattr(model.config, "sliding_window", None) is None
 
 
 def _last(body: PreTrainedModel, **given: Any) -> Tensor:

@@ -234,6 +234,17 @@ def test_a_dialogue_is_read_to_its_end_and_as_far_as_the_context_goes():
     assert found.activations == 48 * 4 * 768 * 4
 
 
+def test_the_last_turn_of_a_dialogue_is_what_is_read_of_it():
+    """One dialogue of 20 turns, a prompt of 1,000 tokens and an answer of 10 each; all before the last are held.
+
+    Reading 1,010 tokens beside 20,190 in all is more than the logits of one token four times over.
+    """
+    recipe = load("tiny", ["model.max_length=30000"]).recipe
+    found = _Plan(recipe, shape_of(recipe.model), Hardware(prompt_tokens=1000)).decoding(1, 10, turns=20)
+    assert found.cache == 20_190 * 2 * 3 * 2 * 32 * 4
+    assert found.activations == 1_010 * ((4 * 128 + 3 * 352) * 4 + 5 * 20_190)
+
+
 def test_the_longest_pair_decides_what_a_reward_model_holds():
     whole, short = (cost("reward", "tiny", longest_pair=n).bytes.activations for n in (None, 384))
     assert whole == short * 768 / 384

@@ -237,7 +237,8 @@ def make(name, run, out):
     (made[name] / "ppo").mkdir(parents=True)
     (made[name] / "ppo" / "manifest.json").write_text(json.dumps({"recipe": {"seed": seed}}))
     (made[name] / "ppo" / "results.json").write_text(json.dumps({"gold": 2 * seed + 1 if name == "second" else seed}))
-    print("end")
+    print("end", flush=True)
+    sys.stderr.write("not ended")
 
 
 for line in sys.stdin:
@@ -281,10 +282,10 @@ def test_every_arm_of_every_run_is_made_once_after_what_it_is_made_from(toys, tm
     # Golds 1, 3, 5 minus 0, 1, 2; the bound of 1, 2, 3 is worked by hand above.
     assert verdicts[0].startswith("Y: untestable: none can tell")
     assert verdicts[1].startswith("X: holds: it rises. gold +2.000 (+1.000, +2.000, +3.000; lower bound +0.314)")
-    told = [re.fullmatch(r"(tiny-[012]/(?:run|first|second))  (begin|end)", line) for line in lines]
-    assert sum(found is not None for found in told) == len(lines) - 2 == 2 * 9
+    told = [re.fullmatch(r"(tiny-[012]/(?:run|first|second))  (begin|end|not ended)", line) for line in lines]
+    assert sum(found is not None for found in told) == len(lines) - 2 == 3 * 9
     under_way, most, ended = set(), 0, []
-    for name, what in (found.groups() for found in told if found):
+    for name, what in (found.groups() for found in told if found and found[2] != "not ended"):
         (under_way.add if what == "begin" else under_way.remove)(name)
         most = max(most, len(under_way))
         ended += [name] if what == "end" else []
@@ -295,7 +296,7 @@ def test_every_arm_of_every_run_is_made_once_after_what_it_is_made_from(toys, tm
 
 
 def test_where_an_arm_fails_the_others_stop_and_what_is_finished_is_kept(toys, tmp_path):
-    with pytest.raises(RlhfError, match=r"tiny-[012]/second failed") as failed:
+    with pytest.raises(RlhfError, match=r"tiny-[012]/second failed: its process ended with 1") as failed:
         toys(2, fails="second")
     assert f"{failed.value.what.split()[0]}  error: no luck" in (tmp_path / "said").read_text()
     assert any(line.startswith("X: holds") for line in toys(2))

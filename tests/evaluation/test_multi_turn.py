@@ -9,6 +9,7 @@ from rlhf.data.instructions import Instruction
 from rlhf.data.types import Turn
 from rlhf.evaluation import multi_turn
 from rlhf.generation.protocol import Completion
+from rlhf.generation.transformers import InProcess
 from rlhf.rollout import Sample
 
 COLOR, WHERE, LAMP = "what color is the rose ?", "where is the bread ?", "what color is the lamp ?"
@@ -50,6 +51,18 @@ def test_rates_by_hand(asked):
     # What is said counts as if the style had been kept.
     assert found.content == pytest.approx({1: 0.85, 2: 0.05, 3: 0.85})
     assert found.n == 2
+
+
+def test_of_a_dialogue_that_goes_on_the_last_turn_is_read(policy, tokenizer):
+    """Two dialogues, in batches of one: each is read to its end before the next begins."""
+    policy.config.max_position_embeddings = 512
+    read = []
+    policy.model.embed_tokens.register_forward_pre_hook(lambda _, args: read.append(tuple(args[0].shape)))
+    found = multi_turn.follow_rates(InProcess(policy, 1), tokenizer, HELD, turns=(2,), max_new_tokens=3)
+    assert found.n == 2
+    first, then, of_other, further = [width for _, width in read if width > 1]
+    assert first > then
+    assert of_other > further
 
 
 def test_only_the_turns_asked_for_are_judged(asked):

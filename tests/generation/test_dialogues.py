@@ -1,5 +1,7 @@
 """Dialogues turn by turn: what was read is not read again, and nothing else is different."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -8,7 +10,20 @@ from rlhf.generation.transformers import InProcess, generate
 from tests.generation.test_transformers import ARCHITECTURES, NEVER, assert_same, other, prompts_of
 
 SPOKEN = prompts_of(3, 7, 7, 1, 12, 5)
-FURTHER = [prompts_of(4, 1, 6, 3, 2, 5)[i:] + prompts_of(4, 1, 6, 3, 2, 5)[:i] for i in range(3)]  # what users say next
+SAID = prompts_of(4, 1, 11, 3, 2, 5)
+FURTHER = [SAID[i:] + SAID[:i] for i in range(3)]  # what users say next; some one token, some eleven
+WIDTHS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+# Keys and values of unlike width; attention chunk by chunk, and to the last few slots in every other layer.
+UNLIKE = {
+    "deepseek_v3": WIDTHS
+    | {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8}
+    | {"v_head_dim": 4, "first_k_dense_replace": 2},
+    "llama4_text": WIDTHS
+    | {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size_mlp": 48, "attention_chunk_size": 4}
+    | {"interleave_moe_layer_step": 3, "num_local_experts": 2},
+    "gpt_neo": {"hidden_size": 32, "num_heads": 4, "num_layers": 2, "intermediate_size": 48, "window_size": 4}
+    | {"attention_types": [[["global", "local"], 1]]},
+}
 
 
 def asked(prompts, keys, turn, *, k=2):
@@ -51,21 +66,19 @@ def test_the_answers_are_those_of_reading_all_of_it(policy, leave, k):
         assert_same(groups, generate(policy, request))
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("kind", [*ARCHITECTURES, *UNLIKE])
 def test_other_architectures(kind):
-    model = other(kind)
+    model = other(kind, **UNLIKE.get(kind, {}))
     found, history = hold(InProcess(model).remembering())
     for groups, request in zip(found, history, strict=True):
         assert_same(groups, generate(model, request))
 
 
 def test_of_a_dialogue_that_goes_on_the_last_turn_is_read(policy):
-    engine, taken = InProcess(policy).remembering(), []
-    taken = sizes(policy, lambda: hold(engine, k=2))
-    (first, *later) = taken
+    history = []
+    first, *later = sizes(policy, lambda: history.extend(hold(InProcess(policy).remembering())[1]))
     assert first == (6, 12)
-    _, history = hold(InProcess(policy).remembering())
-    for shape, before, now in zip(later, history, history[1:], strict=False):
+    for shape, (before, now) in zip(later, pairwise(history), strict=True):
         longest = max(len(b) - len(a) for a, b in zip(before.prompts, now.prompts, strict=True))
         assert shape == (6, longest)
 
@@ -95,21 +108,43 @@ def test_after_a_kill_the_bits_are_those_of_a_run_without_one(policy, lost):
     assert again == whole  # log-probabilities, too, to the last bit
 
 
-def test_requests_that_were_answered_before_another_dialogue_began_are_not_read(policy):
-    """Two batches, one after the other, the first known: only what goes on is read."""
+def test_only_what_goes_on_is_read_after_a_kill(policy):
+    """Two batches, one after the other, all known but the last turn of the second: the first is not read."""
     engine = InProcess(policy).remembering()
+    engine.generate(asked(SPOKEN[4:], "ef", 0))
+    for prompts, names in ((SPOKEN[:2], "ab"), ([[*SPOKEN[0], 5], [*SPOKEN[1], 6]], "ab"), (SPOKEN[2:4], "cd")):
+        engine.skip(asked(prompts, names, 0))
+    last = asked([[*SPOKEN[2], 5, 6], [*SPOKEN[3], 6]], "cd", 1)
+    assert sizes(policy, lambda: engine.generate(last)) == [(2, 7), (2, 2)]
     engine.skip(asked(SPOKEN[:2], "ab", 0))
-    engine.skip(asked([[*SPOKEN[0], 5], [*SPOKEN[1], 6]], "ab", 1))
+    assert sizes(policy, lambda: engine.generate(asked(SPOKEN[4:], "ef", 0))) == [
+        (2, 12)
+    ]  # nor what nothing goes on from
+
+
+def test_what_was_held_before_a_dialogue_that_was_skipped_is_forgotten(policy):
+    """As in a life without a kill, where those that began in between took its place."""
+    engine = InProcess(policy).remembering()
+    engine.generate(asked(SPOKEN[:2], "ab", 0))
     engine.skip(asked(SPOKEN[2:4], "cd", 0))
-    assert len(engine.dialogues.unread) == 1
-    taken = sizes(policy, lambda: engine.generate(asked([[*SPOKEN[2], 5, 6], [*SPOKEN[3], 6]], "cd", 1)))
-    assert taken == [(2, 7), (2, 2)]
+    again = asked([[*SPOKEN[0], 5, 6], [*SPOKEN[1], 6]], "ab", 1)
+    assert sizes(policy, lambda: engine.generate(again)) == [(2, 8)]
 
 
-def test_attention_that_slides_keeps_nothing():
-    model = other("mistral")
-    assert model.config.sliding_window == 4
-    assert InProcess(model).remembering().dialogues is None
+def test_the_longest_beginning_serves(policy):
+    engine = InProcess(policy).remembering()
+    engine.generate(asked([SPOKEN[1][:2], SPOKEN[1]], "ab", 0))
+    assert sizes(policy, lambda: engine.generate(asked([[*SPOKEN[1], 5, 6]], "b", 1))) == [(1, 2)]
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "llama4_text", "gpt_neo"])
+def test_attention_that_does_not_reach_all_keeps_nothing(kind):
+    assert InProcess(other(kind, **UNLIKE.get(kind, {}))).remembering().dialogues is None
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "qwen2", "deepseek_v3"])
+def test_attention_that_does_is_spared_work(kind):
+    assert InProcess(other(kind, **UNLIKE.get(kind, {}))).remembering().dialogues is not None
 
 
 def test_the_gaps_between_turns_do_not_add_up(policy):

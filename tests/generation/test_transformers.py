@@ -89,11 +89,12 @@ def test_greedy_logprobs_are_those_of_temperature_one(policy):
         assert completion.logprobs == pytest.approx(plain_logprobs(policy, prompt, completion, 1.0), abs=1e-5)
 
 
-def other(kind):
+def other(kind, **shape):
     """A model of another architecture."""
     torch.manual_seed(0)
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **TINY, **ARCHITECTURES[kind], **ids)).eval()
+    config = AutoConfig.for_model(kind, **TINY, **(shape or ARCHITECTURES[kind]), **ids)
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

@@ -16,6 +16,7 @@ from rlhf.data.instructions import Instruction
 from rlhf.data.types import Dialogue, Prompt, Turn, read_jsonl
 from rlhf.errors import ConfigError, DataError, RlhfError
 from rlhf.generation.protocol import Completion, Sampling
+from rlhf.generation.transformers import InProcess
 from rlhf.models.score import score
 from rlhf.rollout import Sample
 from rlhf.training import finetune
@@ -219,6 +220,24 @@ def test_conversations_of_all_lengths_are_held_to_their_ends(job_of, policy, tok
             assert [t.content for t in turns[::2]] == [f"end : key {user}" for user in c.user_turns[: turn + 1]]
             assert [t.content for t in turns[1::2]] == [earlier.text or "." for earlier in replies[:turn]]
             assert reply in next(group for group in asked[turn] if group[0].prompt == reply.prompt)
+
+
+def test_of_a_conversation_that_goes_on_the_last_turn_is_read(job_of, policy, tokenizer, rewards):
+    """Five conversations by two samples a turn where six rows are a batch: three and two, the longest first."""
+    policy.config.max_position_embeddings = 512
+    held = [conversation(turns, f"{turns}", instruction="end : key") for turns in (2, 4, 3, 4, 3)]
+    job = job_of("gatt", model={"max_length": 512}, samples_per_turn=2, max_new_tokens=3)
+    read = []
+    policy.model.embed_tokens.register_forward_pre_hook(lambda _, args: read.append(tuple(args[0].shape)))
+    found = gatt.converse(job, InProcess(policy, 6), tokenizer, rewards, held)
+    assert [len(replies) for replies in found] == [2, 4, 3, 4, 3]
+    expected = []
+    for part, longest in (((1, 3, 2), 4), ((4, 0), 3)):
+        for turn in range(longest):
+            lengths = [len(found[i][turn].prompt_ids) for i in part if len(found[i]) > turn]
+            before = [len(found[i][turn - 1].prompt_ids) if turn else 0 for i in part if len(found[i]) > turn]
+            expected.append((len(lengths), max(now - then for now, then in zip(lengths, before, strict=True))))
+    assert [shape for shape in read if shape[1] > 1] == expected
 
 
 # ── an instruction that changes ──────────────────────────────────────────────────────────────────────────────────────
