@@ -196,7 +196,8 @@ def test_options_that_make_no_sense(word, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_processes_on_a_cpu(capsys):
+def test_processes_on_a_cpu(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_RUNS", str(tmp_path))  # whoever runs the tests may have made the run
     assert main(["plan", "launch=cpu", "stage=ppo"]) == 0
     assert "; bytes in one process of 1, the work of all\n" in capsys.readouterr().out
 
