@@ -1,6 +1,6 @@
 """Dialogues turn by turn: our engine with what it has read before, and without, against transformers' own generate.
 
-    python benchmarks/bench_dialogues.py                          # both points; some minutes on one core
+    python benchmarks/bench_dialogues.py
     python benchmarks/bench_dialogues.py --points tiny-64 --rounds 3
 
 Random weights. A first prompt of 32 to 128 tokens, then 8 to 24 new ones a turn after each answer, which ends at random

@@ -91,13 +91,12 @@ def sample(
         NonFiniteError: if a log-probability is nan or infinite.
     """
     engine = InProcess(policy) if isinstance(policy, torch.nn.Module) else policy
-    talking = isinstance(engine, InProcess) and engine.dialogues is not None
     with whole(*([engine.model] if isinstance(engine, InProcess) else [])):
         return dealt(
             prompts,
             lambda share: _sample(engine, tokenizer, share, sampling, seed, advance or (lambda count: None)),
             # A dialogue that goes on stays with the process that has read it, while none before it leaves.
-            cost=lambda prompt: 0 if talking else sum(len(turn.content) for turn in prompt.turns),
+            cost=lambda prompt: 0 if _remembers(engine) else sum(len(turn.content) for turn in prompt.turns),
         )
 
 
@@ -109,10 +108,13 @@ def remembering(policy: PreTrainedModel | Engine) -> Engine:
 
 def batches(engine: Engine, count: int, *, samples: int = 1) -> list[range]:
     """So many dialogues in parts that the processes answer in one batch each: an engine remembers its last batch."""
-    if not isinstance(engine, InProcess) or engine.dialogues is None:
-        return [range(count)] if count else []
-    size = max(1, engine.rows_per_batch // samples) * team.size()
+    rows = getattr(engine, "rows_per_batch", CHUNK)
+    size = max(1, rows // samples) * team.size() if _remembers(engine) else max(1, count)
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _remembers(engine: Engine) -> bool:
+    return isinstance(engine, InProcess) and engine.dialogues is not None
 
 
 def _sample(

@@ -28,10 +28,6 @@ class Dialogues:
         self._layers: list[tuple[Tensor, Tensor]] = []  # each [rows, key heads, slots, width]
         self._seen = torch.zeros(0, 0)  # [rows, slots], 1 where there is a token
 
-    def begun(self, prompts: Sequence[Sequence[int]]) -> list[Ids] | None:
-        """What has been read of each of these prompts; None unless something has of all of them."""
-        return _begun(prompts, self._rows)
-
     def skip(self, request: Request) -> None:
         """This one need not be answered; those that go on from it will be."""
         self._begin(request)
@@ -50,16 +46,19 @@ class Dialogues:
             self._unread = []
             self.forget()
 
-    def recall(self, begun: Sequence[Ids]) -> tuple[DynamicCache, Tensor]:
-        """A cache that holds these, padded on the left, and which of its slots [rows, slots] hold a token.
+    def recall(self, prompts: Sequence[Sequence[int]]) -> tuple[DynamicCache, Tensor] | None:
+        """A cache of what was read of these, padded on the left, and which of its slots [rows, slots] hold a token.
 
-        It is handed over, layer by layer: nothing is held here any more.
+        None unless something has of all of them. It is handed over, layer by layer: nothing is held here any more.
         """
-        rows = torch.tensor([self._rows[ids] for ids in begun], device=self._seen.device)
+        begun, known, layers = _begun(prompts, self._rows), self._rows, self._layers
+        self.forget()
+        if begun is None:
+            return None
+        rows = torch.tensor([known[ids] for ids in begun], device=self._seen.device)
         seen = self._seen[rows]
         order = seen.argsort(dim=-1, stable=True)[:, -max(map(len, begun)) :]  # empty slots first, then tokens in order
-        cache, layers = DynamicCache(), self._layers
-        self.forget()
+        cache = DynamicCache()
         for i in range(len(layers)):
             keys, values = layers.pop(0)
             cache.update(*(states[rows].take_along_dim(order[:, None, :, None], 2) for states in (keys, values)), i)

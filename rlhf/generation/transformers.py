@@ -165,11 +165,8 @@ def _read(
     """
     # Told of the model's config, the cache of sliding attention would drop the oldest keys, which are the padding of
     # short prompts but tokens of long ones. It keeps them all here, and the mask hides what is out of sight.
-    cache, seen = DynamicCache(), torch.zeros((len(prompts), 0), dtype=torch.long, device=model.device)
-    if dialogues is not None and (begun := dialogues.begun(prompts)):
-        cache, seen = dialogues.recall(begun)
-    elif dialogues is not None:
-        dialogues.forget()
+    nothing = DynamicCache(), torch.zeros((len(prompts), 0), dtype=torch.long, device=model.device)
+    cache, seen = (dialogues.recall(prompts) if dialogues else None) or nothing
     fresh = [prompt[read:] for prompt, read in zip(prompts, seen.sum(-1).tolist(), strict=True)]
     width = max(map(len, fresh))
     lengths = torch.tensor([len(row) for row in fresh], device=model.device)

@@ -152,7 +152,7 @@ def test_the_gaps_between_turns_do_not_add_up(policy):
     engine = InProcess(policy).remembering()
     _, history = hold(engine)
     last = history[-1]
-    cache, seen = engine.dialogues.recall([tuple(p) for p in last.prompts])
+    cache, seen = engine.dialogues.recall([[*p, 9] for p in last.prompts])
     assert seen.shape[1] == cache.layers[0].keys.shape[2] == max(map(len, last.prompts))
     assert seen.sum(1).tolist() == [len(p) for p in last.prompts]
     with torch.no_grad():
