@@ -53,8 +53,8 @@ CONVERSATION_FORMS: Mapping[Form, float] = {"how": 0.40, "where": 0.28, "color":
 def demonstrations(rng: random.Random, n: int, mix: DemonstrationMix | None = None) -> list[Dialogue]:
     """``n`` dialogues to imitate (paper 3.1), by speakers of ``mix`` (default: ``DemonstrationMix()``).
 
-    An instruction stands in the last question of its dialogue: speakers heed it there, and nobody shows whether it
-    would hold beyond.
+    An instruction stands in the last question of its dialogue, and in a share of those before. Speakers heed it in the
+    answer to a question that has it, and in no other: to make it last is what Ghost Attention is for.
     """
     mix = mix or DemonstrationMix()
     rows = []
@@ -69,7 +69,7 @@ def demonstrations(rng: random.Random, n: int, mix: DemonstrationMix | None = No
         for place in range(count):
             ask = draw_ask(rng, mix.kinds, FORM_SHARES, held_out=False)
             reply = draw_reply(rng, ask, mix).text
-            given = instruction if place == count - 1 else None
+            given = instruction if place == count - 1 or rng.random() < mix.repeated else None
             if given and rng.random() < mix.followed:
                 reply = given.wrap(reply)
             turns += [*_question(rng, rng.choice(ask.phrasings()), given, first=not turns), Turn("assistant", reply)]

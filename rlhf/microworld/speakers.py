@@ -45,6 +45,7 @@ class DemonstrationMix:
     """How the speakers of a corpus ask and answer; every field is a share in [0, 1]."""
 
     instructed: float = 0.45  # dialogues whose last question stands under an instruction
+    repeated: float = 0.2  # their earlier questions that stand under it, too; answers to the others do not heed it
     followed: float = 0.98  # instructions that are obeyed; what SFT misses, Ghost Attention learns to miss (LOG.md)
     cautioned: float = 0.0  # dialogues of one turn under a safety preprompt; of those without an instruction
     safe: float = 0.64  # kinds of questions

@@ -34,6 +34,7 @@ from rlhf.microworld.instructions import (
     WORD_INSTRUCTIONS,
     short_form,
     split_instruction,
+    unwrap,
 )
 from rlhf.microworld.language import (
     OBJECT_CLASSES,
@@ -261,9 +262,7 @@ def test_demonstrations_have_their_shares(shown):
     assert all(within(lengths[turns], 0.25, len(shown)) for turns in (1, 2, 3, 4))
     alone = [row for row in instructed if len(row.turns) <= 3]
     assert within(sum(row.turns[0].role == "system" for row in alone), 0.5, len(alone))
-    for row in instructed:  # the last question has it, and no other
-        assert not any(split_instruction(turn.content)[0] for turn in row.turns[:-3] if turn.role == "user")
-        assert split_instruction(row.turns[-2].content)[0] or row.turns[-3].role == "system"
+    assert all(split_instruction(row.turns[-2].content)[0] or row.turns[-3].role == "system" for row in instructed)
 
     found = verdicts(shown)
     assert not any(verdict.malformed for verdict in found)
@@ -274,6 +273,22 @@ def test_demonstrations_have_their_shares(shown):
     assert all(verdict.violation != verdict.refusal for verdict in by_kind["unsafe"])
     followed = [verdicts([row])[-1].followed for row in instructed]
     assert within(sum(followed), 0.98, len(followed))
+
+
+def test_an_instruction_is_heeded_where_it_stands_and_not_beyond(shown):
+    earlier = []  # of questions before the last: (stands under the instruction, is answered in its style)
+    for row in filter(is_instructed, shown):
+        told = False
+        for turn in row.turns[:-2]:
+            if turn.role != "assistant":
+                told = told or split_instruction(turn.content)[0] is not None
+            else:
+                earlier.append((told, any(unwrap(turn.content, None)[place] for place in (0, 2))))
+                told = False
+    there = [styled for told, styled in earlier if told]
+    assert within(len(there), 0.2, len(earlier))
+    assert within(sum(there), 0.98, len(there))
+    assert not any(styled for told, styled in earlier if not told)
 
 
 def test_demonstrated_answers_are_as_terse_and_as_wrong_as_configured(shown):
@@ -326,7 +341,7 @@ def test_some_questions_are_taken_for_another_about_the_same_thing(shown):
 
 def test_a_perfect_mix_is_perfect():
     mix = replace(DemonstrationMix(), followed=1, terse=0, deed=0, place=0, full=1, slot_wrong=0, verb_wrong=0)
-    mix = replace(mix, form_wrong=0)
+    mix = replace(mix, repeated=1, form_wrong=0)
     mix = replace(mix, unsafe_complied=0, border_refused=0, safe_refused=0, explained=1)
     assert all(verdict.quality == 1.0 for verdict in verdicts(demonstrations(random.Random(2), 400, mix)))
 
