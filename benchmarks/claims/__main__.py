@@ -2,7 +2,7 @@
 
 Runs that are missing are made first, then the arms of every claim, on all cores: a process of one thread for each core.
 What is finished is not made again, and what was stopped is gone on with. A claim is judged as soon as its arms are
-there; verdicts go to runs/claims/report.json and runs/claims/claims.md.
+there; verdicts go to runs/claims: report.json, claims.md and a page, claims.html.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from benchmarks.claims.table import TABLE
 from rlhf.checkpoint import locked
 from rlhf.errors import RlhfError
 from rlhf.evaluation.experiments import Experiment, judge
-from rlhf.provenance.manifests import as_made
+from rlhf.provenance.manifests import as_made, manifests
+from rlhf.reporting.page import draw_claims
 from rlhf.schema import Recipe
 
 WORKER = (sys.executable, "-m", "benchmarks.claims.make")
@@ -34,7 +35,7 @@ WORDS = {True: "holds", False: "does not hold", "untestable": "untestable"}
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__)
     parser.add_argument("claims", nargs="*", help="only these, by name: B2,B3")
-    parser.add_argument("--runs", nargs="+", type=Path, default=[Path(f"runs/tiny-{seed}") for seed in range(3)])
+    parser.add_argument("--runs", nargs="+", type=Path, default=[Path(f"runs/tiny-{seed}") for seed in (3, 4, 5)])
     parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="folder of arms and verdicts")
     parser.add_argument("--set", nargs="*", default=[], help="settings for all that is made: evaluate.dialogues=8")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once; all cores")
@@ -129,10 +130,19 @@ async def settle(experiment: Experiment, needed: Sequence[asyncio.Task[None]], o
     for run in options.runs if experiment.arms else ():
         seed = as_made(run, Recipe(run=run.name)).seed
         reports[seed] = {arm: results(folder_of(arm, run, options.out)) for arm in experiment.arms}
-    found = judge(experiment, reports)
-    verdicts = read(options.out / "report.json") | {experiment.id: found}
-    write(options.out, {known.id: verdicts[known.id] for known in TABLE if known.id in verdicts})
+    runs = {str(run): newest(run) for run in options.runs}
+    found = judge(experiment, reports) | {"runs": runs if experiment.arms else {}}
+    # A verdict on other runs, or on these before they were made again, is none on these.
+    earlier = read(options.out / "report.json").items()
+    verdicts = {name: old for name, old in earlier if old.get("runs") in ({}, runs)} | {experiment.id: found}
+    write(options.out, {known.id: verdicts[known.id] for known in TABLE if known.id in verdicts}, list(runs))
     print(f"{experiment.id}: {WORDS[found['holds']]}: {found['claim']}. {found['figure']} ({found['evidence']})")
+
+
+def newest(run: Path) -> str | None:
+    """The fingerprint of a run's last finished step: it depends on all that the step was made from."""
+    found = list(manifests(run).values())
+    return found[-1]["fingerprint"] if found else None
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -141,8 +151,8 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def write(out: Path, verdicts: dict[str, Any]) -> None:
-    """Verdicts as report.json, whole or not at all, and as a table."""
+def write(out: Path, verdicts: dict[str, Any], runs: Sequence[str]) -> None:
+    """Verdicts as report.json, whole or not at all, as a table and as a page."""
     (out / ".report.json").write_text(json.dumps({"claims": verdicts}, indent=1), encoding="utf-8")
     (out / ".report.json").replace(out / "report.json")
     rows = [("id", "claim", "verdict", "figure", "evidence"), ("---",) * 5]
@@ -152,6 +162,7 @@ def write(out: Path, verdicts: dict[str, Any]) -> None:
     ]
     lines = ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows]
     (out / "claims.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (out / "claims.html").write_text(draw_claims(verdicts, runs), encoding="utf-8")
 
 
 if __name__ == "__main__":

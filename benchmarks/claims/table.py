@@ -1,4 +1,7 @@
-"""Every claim with its arms, its effect and the least that counts. Written before any of them was run."""
+"""Every claim with its arms, its effect and the least that counts, said before the seeds that judge it were run.
+
+The recipe was made on seeds 0 to 2, on which these claims were looked at, too; so no verdict is of them (LOG.md).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rlhf.evaluation.experiments import Experiment, Report, at
+from rlhf.evaluation.claims import KEPT, LOST, STARTS
+from rlhf.evaluation.experiments import Experiment, Report, Share, at
 
 Arms = Mapping[str, Report]
 
@@ -51,6 +55,18 @@ def of_all_safety_data(figure: str) -> Callable[[Arms], float]:
 def distilled(arm: str) -> Callable[[Arms], Mapping[str, Any]]:
     """What context distillation measured while it made its data."""
     return lambda arms: arms[arm]["distill"]["distill"]
+
+
+def dialogues(arm: str, which: str, turn: int, *, above: float = 0.0, below: float = 1.0) -> Share:
+    """Held-out dialogues whose answer at a turn follows what is in force, or does not where they have to be lost."""
+    size = "changed_n" if which.startswith("changed") else "n"
+
+    def counted(arms: Arms) -> tuple[int, int]:
+        n = round(at(arms[arm], f"evaluate/multi_turn/{size}"))
+        followed = round(n * at(arms[arm], f"evaluate/multi_turn/{which}/{turn}"))
+        return (followed if above else n - followed), n
+
+    return Share(counted, above or 1 - below)
 
 
 def in_run(id: str, claim: str, paper: str) -> Experiment:
@@ -203,8 +219,8 @@ TABLE = (
         {"turn 20": gain("evaluate/multi_turn/after/20", "steady", "all-answers")},
     ),
     Experiment(
-        "B30", "roles, a first and a last word at once, are kept without one in Ghost Attention's dialogues", "Fig 28",
-        ("no-roles",),
+        "B30", "roles, a first and a last word at once, are kept better by a Ghost Attention that never saw one",
+        "Fig 28", ("no-roles",),
         {
             "turn 20 over before": gain(
                 "evaluate/multi_turn/unseen_after/20", "no-roles", "no-roles",
@@ -226,11 +242,16 @@ TABLE = (
         {
             "safety": of_all_safety_data("reward_safety"),
             "helpfulness, above -.05": over(-.05, of_all_safety_data("gold_helpfulness")),
+            "helpfulness, below .05": below(.05, of_all_safety_data("gold_helpfulness")),
         },
     ),
     Experiment(
-        "B35", "false refusals of borderline prompts rise with safety data", "Fig 33", ("scaling",),
-        {"borderline": of_all_safety_data("false_refusal/borderline")},
+        "B35", "false refusals of borderline prompts rise with safety data, those of ordinary ones by less than .05",
+        "Fig 33", ("scaling",),
+        {
+            "borderline": of_all_safety_data("false_refusal/borderline"),
+            "ordinary, below .05": below(.05, of_all_safety_data("false_refusal/ordinary")),
+        },
     ),
     Experiment(
         "B36", "no preprompt < generic < answer template", "Fig 16a", ("generic", "category"),
@@ -242,9 +263,10 @@ TABLE = (
         },
     ),
     Experiment(
-        "B37", "distillation helps most where the answer was bad, and selection beats none", "Fig 16b",
-        ("category", "unselected"),
+        "B37", "distillation helps most where the answer was bad, makes some worse, and selection beats none",
+        "Fig 16b", ("category", "unselected"),
         {
+            "worse": lambda arms: distilled("category")(arms)["worse"],
             "bad minus good": lambda arms: (
                 distilled("category")(arms)["by_original"][0]["change"]
                 - distilled("category")(arms)["by_original"][-1]["change"]
@@ -259,30 +281,34 @@ TABLE = (
     cannot("B39", "adversarial dialogues violate more than single prompts", "Fig 18", "attacks have one turn here"),
     cannot("B40", "red teams find less from version to version", "4.3", "there is no red team here"),
     Experiment(
-        "changed", "an instruction changed half way is followed to the end (beyond the paper)", "3.3, future work",
-        ("changing", "steady"),
+        "changed", "an instruction changed half way is followed from there to the end (beyond the paper)",
+        "3.3, future work", ("changing", "steady"),
         {
-            "turn 20, above .9": over(.9, lambda arms: at(arms["changing"], "evaluate/multi_turn/changed_after/20")),
-            "over plain Ghost Attention": gain("evaluate/multi_turn/changed_after/20", "changing", "steady"),
+            f"turn {turn} over plain Ghost Attention": gain(
+                f"evaluate/multi_turn/changed_after/{turn}", "changing", "steady")
+            for turn in (11, 20)
+        },
+        shares={
+            f"followed at turn {turn}": dialogues("changing", "changed_after", turn, above=.9) for turn in (11, 20)
         },
     ),
-    Experiment(  # written when seed 0 had been seen
-        "kept", "B28 with twice the dialogues, 96, and borders beyond the error over seeds", "Table 30", ("steady",),
-        {
-            "turn 6 before, below .2": over(-.2, lambda arms: -at(arms["steady"], "evaluate/multi_turn/before/6")),
-            "turn 20 after, above .95": over(.95, lambda arms: at(arms["steady"], "evaluate/multi_turn/after/20")),
+    Experiment(
+        "kept", "B28 with twice the dialogues, beyond their error", "Table 30", ("steady",),
+        {"turn 20 over before": gain(
+            "evaluate/multi_turn/after/20", "steady", "steady", "evaluate/multi_turn/before/20")},
+        shares={
+            "before, followed at turn 1": dialogues("steady", "before", 1, above=STARTS),
+            "before, lost at turn 6": dialogues("steady", "before", 6, below=LOST),
+            "after, followed at turn 20": dialogues("steady", "after", 20, above=KEPT),
         },
     ),
     Experiment(
         "combinations",
         "a word and a position that Ghost Attention's dialogues had, but never together, are kept to turn 20", "3.3",
         ("combinations",),
-        {
-            "turn 20, above .95": over(
-                .95, lambda arms: at(arms["combinations"], "evaluate/multi_turn/unseen_after/20")),
-            "turn 20 over before": gain(
-                "evaluate/multi_turn/unseen_after/20", "combinations", "combinations",
-                "evaluate/multi_turn/unseen_before/20"),
-        },
+        {"turn 20 over before": gain(
+            "evaluate/multi_turn/unseen_after/20", "combinations", "combinations",
+            "evaluate/multi_turn/unseen_before/20")},
+        shares={"followed at turn 20": dialogues("combinations", "unseen_after", 20, above=KEPT)},
     ),
 )  # fmt: skip

@@ -13,6 +13,9 @@ from typing import Any
 from rlhf.evaluation import reward_claims
 from rlhf.evaluation.verdict import Claim, untestable, verdict
 
+STARTS, LOST, KEPT = 0.8, 0.2, 0.95
+"""Shares of dialogues that make B28: followed at first, lost by turn 6 without Ghost Attention, kept with it."""
+
 
 def examine(results: Mapping[str, Any]) -> dict[str, Claim]:
     """report.json's `claims`: {id: {holds, claim, figure, evidence}}."""
@@ -106,17 +109,26 @@ def left_tail_goes(results: Mapping[str, Any]) -> Claim | None:
 
 
 def ghost_attention_lasts(results: Mapping[str, Any]) -> Claim | None:
-    """B28: without Ghost Attention the instruction is forgotten by turn 6, with it it lasts to turn 20 (Table 30)."""
+    """B28: without Ghost Attention the instruction is forgotten by turn 6, with it it lasts to turn 20 (Table 30).
+
+    Where the policy before never followed it, or never forgets it, there is nothing to keep: the test is void.
+    """
     rates = results.get("multi_turn", {})
     if not rates.get("after") or not rates.get("before"):
         return None
-    first, last = min(rates["after"], key=int), max(rates["after"], key=int)
-    sixth = min((turn for turn in rates["before"] if int(turn) >= 6), key=int, default=last)
-    start, before, after = rates["before"][first], rates["before"][sixth], rates["after"][last]
-    figure = f"before: turn {first} {start:.2f}, turn {sixth} {before:.2f}; after: turn {last} {after:.2f}"
-    evidence = f"{rates['n']} held-out conversations, greedy; holds if before is >= 0.8, then <= 0.2, and after >= 0.95"
-    held = start >= 0.8 and before <= 0.2 and after >= 0.95
-    return verdict(held, "Ghost Attention keeps the instruction to the last turn", figure, evidence)
+    claim = "Ghost Attention keeps the instruction to the last turn"
+    first, *later = sorted(rates["before"], key=int)
+    last = max(rates["after"], key=int)
+    sixth = next((turn for turn in later if int(turn) >= 6), last)
+    before, after = rates["before"], rates["after"][last]
+    early = "".join(f"turn {turn} {before[turn]:.2f}, " for turn in later[:1] if int(turn) < int(sixth))
+    figure = f"before: turn {first} {before[first]:.2f}, {early}turn {sixth} {before[sixth]:.2f}"
+    figure += f"; after: turn {last} {after:.2f}"
+    evidence = f"{rates['n']} held-out conversations, greedy"
+    if before[first] < STARTS or before[sixth] > LOST:
+        void = f"void: before Ghost Attention it has to be >= {STARTS}, then <= {LOST}"
+        return untestable(claim, f"{void}; {figure}; {evidence}")
+    return verdict(after >= KEPT, claim, figure, f"{evidence}; holds if after is >= {KEPT}")
 
 
 def _rises(results: Mapping[str, Any], first: str | None, second: str | None, claim: str) -> Claim | None:

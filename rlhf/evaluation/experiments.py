@@ -3,15 +3,17 @@
 An experiment names its arms (a run whose later steps differ in a few settings), how an effect is read from their
 results, and the least effect that would count. Every seed gives one effect, paired over arms: they share all steps
 that do not differ. The claim holds where the one-sided lower 95% bound of the mean effect (Student's t over seeds) lies
-above the least effect. A claim that a run tests by itself, beyond its own error, holds where it does in every seed.
-Where it does not hold, that is the verdict; no setting is looked for that would turn it.
+above the least effect. Shares near 1 are often the same in every seed, as if they had no error: one that has to be
+above a border has to be so beyond the error of all draws together, too (Clopper and Pearson). A claim that a run tests
+by itself, beyond its own error, holds where it does in every seed. Where it does not hold, that is the verdict; no
+setting is looked for that would turn it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.evaluation.verdict import Claim, untestable, verdict
@@ -19,6 +21,14 @@ from rlhf.evaluation.verdict import Claim, untestable, verdict
 Report = Mapping[str, Any]
 """What the steps of an arm left: {step: its results}."""
 LEAST_SEEDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many of how many, in the reports of one seed's arms, and the border that the share has to be above."""
+
+    counted: Callable[[Mapping[str, Report]], tuple[int, int]]
+    border: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +41,8 @@ class Experiment:
     arms: tuple[str, ...] = ()
     effects: Mapping[str, Callable[[Mapping[str, Report]], float]] | None = None
     """Name -> effect of one seed, from the reports of its arms; all of them have to show."""
+    shares: Mapping[str, Share] = field(default_factory=dict)
+    """Name -> share of all seeds together; all of them have to show as well."""
     by_itself: bool = False
     """Whether its one arm has a verdict of its own, by evaluation."""
     least: float = 0.0
@@ -47,6 +59,13 @@ def lower_bound(effects: Sequence[float]) -> float:
     mean = sum(effects) / n
     spread = math.sqrt(sum((e - mean) ** 2 for e in effects) / (n - 1))
     return float(mean - t.ppf(0.95, n - 1) * spread / math.sqrt(n))
+
+
+def least_share(successes: int, n: int) -> float:
+    """One-sided 95% lower bound of a share, by Clopper and Pearson: the .05 quantile of Beta(k, n - k + 1)."""
+    from scipy.stats import beta
+
+    return float(beta.ppf(0.05, successes, n - successes + 1)) if successes else 0.0
 
 
 def judge(experiment: Experiment, runs: Mapping[int, Mapping[str, Report]]) -> Claim:
@@ -71,8 +90,14 @@ def judge(experiment: Experiment, runs: Mapping[int, Mapping[str, Report]]) -> C
         mean = sum(found[name]) / len(found[name])
         each = ", ".join(f"{effect:+.3f}" for effect in found[name])
         shown.append(f"{name} {mean:+.3f} ({each}; lower bound {bounds[-1]:+.3f})")
+    enough = min(bounds) > experiment.least
+    for name, share in experiment.shares.items():
+        counts = [share.counted(arms) for arms in runs.values()]
+        k, n = (sum(column) for column in zip(*counts, strict=True))
+        enough &= (bound := least_share(k, n)) > share.border
+        shown.append(f"{name} in {k} of {n} (lower bound {bound:.3f})")
     evidence = f"{experiment.paper}; {len(runs)} seeds, one-sided t, effect above {experiment.least:g}"
-    made = verdict(min(bounds) > experiment.least, experiment.claim, "; ".join(shown), evidence)
+    made = verdict(enough, experiment.claim, "; ".join(shown), evidence)
     return made | {"effects": found, "seeds": list(runs)}
 
 

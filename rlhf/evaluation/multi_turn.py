@@ -63,5 +63,5 @@ def follow_rates(
 
 
 def follows(verdict: Verdict) -> bool:
-    """It obeys the instruction in force; where there is none any more, it has no style left."""
-    return not verdict.styled if verdict.followed is None else verdict.followed
+    """It obeys the instruction in force, if there is one, and has no other style, as that of one that was replaced."""
+    return verdict.followed is not False and not verdict.styled

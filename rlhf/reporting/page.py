@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rlhf.reporting.text import duration, percent, two_places
 
 FOLDER = Path(__file__).parent
 LONGEST_TEXT = 3000
+VERDICTS: Mapping[Any, str] = {True: "holds", False: "does not hold", "untestable": "not tested"}
 
 
 def is_current(page: Path, report_text: str) -> bool:
@@ -86,6 +88,14 @@ def draw(
     )
 
 
+def draw_claims(found: Mapping[str, Any], runs: Sequence[str]) -> str:
+    """A page of its own: the verdicts over several runs."""
+    rows = claims(found)
+    counts = Counter(row["verdict"] for row in rows)
+    headline = ", ".join(f"{counts[words]} {words}" for words in VERDICTS.values() if counts[words])
+    return pages().get_template("claims.html.j2").render(claims=rows, runs=runs, headline=headline)
+
+
 def pages() -> Environment:
     """The templates beside this module; whatever they are given is escaped unless it is an SVG of ours."""
     environment = Environment(
@@ -152,12 +162,11 @@ def worst_pair(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def claims(found: Mapping[str, Any]) -> list[dict[str, str]]:
     """The claims in their order, each with its verdict in words."""
-    words = {True: "holds", False: "does not hold", "untestable": "not tested"}
     return [
         {
             "id": name,
             "claim": _text(claim.get("claim", "")),
-            "verdict": words.get(claim.get("holds"), str(claim.get("holds", ""))),
+            "verdict": VERDICTS.get(claim.get("holds"), str(claim.get("holds", ""))),
             "figure": _text(claim.get("figure", "")),
             "evidence": _text(claim.get("evidence", "")),
         }

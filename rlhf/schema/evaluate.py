@@ -33,7 +33,7 @@ class EvaluateConfig(Combine):
     best_of_prompts: int = ours(64, "prompts of the max-of-N curves, half borderline (Fig 7, Fig 8)", ge=2)
     best_of_samples: Positive = ours(16, "N of those curves")
     temperatures: tuple[Rate, ...] = ours((0.6, 1.0, 1.4), "of the temperature curves (Fig 8)", min_length=1)
-    dialogues: Positive = ours(48, "conversations of the multi-turn test (Table 30)")
+    dialogues: Positive = ours(64, "conversations of the multi-turn test (Table 30)", "60 without a miss: above .95")
     turns: tuple[Positive, ...] = paper(
         (2, 4, 6, 20), "A.3.5", "user turns at which the instruction is checked", min_length=1
     )

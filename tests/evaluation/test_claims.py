@@ -115,9 +115,11 @@ FAILED = [
     ("B19", "policies/ppo", policy(0.7, -0.5, sft=(0.1, 0.3), gatt=(-0.01, 0.4))),  # over SFT alone is not enough
     ("B19", "policies/ppo", policy(0.4, -0.5, gatt=(-0.2, -0.1))),
     ("B28", "multi_turn/after/20", 0.94),
-    ("B28", "multi_turn/before/20", 0.21),  # what is not forgotten cannot be kept
-    ("B28", "multi_turn/before", {"2": 0.9, "4": 0.0, "6": 0.21, "20": 0.0}),  # nor what is forgotten later
-    ("B28", "multi_turn/before/2", 0.79),  # what was never followed cannot be forgotten
+]
+VOID = [
+    ("before/20", 0.21),  # what is not forgotten cannot be kept
+    ("before", {"2": 0.9, "4": 0.0, "6": 0.21, "20": 0.0}),  # nor what is forgotten later
+    ("before/2", 0.79),  # what was never followed cannot be forgotten
 ]
 ABSENT = [
     ("B1", "reward_models", {}),
@@ -149,6 +151,13 @@ def test_it_does_not_hold(claim, path, value):
     assert found[claim]["holds"] is False
     others = set(TESTABLE) - {claim} - ({"B19"} if path == "policies/rejection-2" else set())
     assert all(found[other]["holds"] is True for other in others)
+
+
+@pytest.mark.parametrize(("path", "value"), VOID)
+def test_a_policy_that_forgets_nothing_is_no_test_of_what_keeps_it(path, value):
+    found = examine(changed(f"multi_turn/{path}", value))["B28"]
+    assert found["holds"] == "untestable"
+    assert found["evidence"].startswith("void: before Ghost Attention it has to be >= 0.8, then <= 0.2; before: turn 2")
 
 
 @pytest.mark.parametrize(("claim", "path", "value"), ABSENT)

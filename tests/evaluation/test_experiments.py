@@ -1,6 +1,7 @@
 """Verdicts over seeds, worked by hand; the table of claims is whole, and its arms are steps of the default recipe."""
 
 import json
+import math
 import os
 import random
 import re
@@ -20,7 +21,7 @@ from benchmarks.claims.table import TABLE
 from rlhf.config import load, merge, split
 from rlhf.data.conversations import Without
 from rlhf.errors import MissingError, RlhfError
-from rlhf.evaluation.experiments import Experiment, at, judge, lower_bound
+from rlhf.evaluation.experiments import Experiment, Share, at, judge, least_share, lower_bound
 from rlhf.microworld.dialogues import LISTS
 from rlhf.microworld.instructions import STYLE_WORDS
 from rlhf.planning.steps import expand
@@ -47,6 +48,21 @@ def test_the_bound_by_hand():
     assert lower_bound([1.0, 2.0, 3.0]) == pytest.approx(0.314, abs=1e-3)
     # Mean 0, s^2 = 16 / 15, n = 16, t = 1.753 by the table of 15 degrees of freedom.
     assert lower_bound([-1.0, 1.0] * 8) == pytest.approx(-1.753 * (16 / 15 / 16) ** 0.5, abs=1e-3)
+
+
+def test_the_bound_of_a_share_by_hand():
+    """All of n: the share whose n-th power is .05. None of n: nothing. And by the sum of the binomial's tail."""
+    assert least_share(59, 59) == pytest.approx(0.05 ** (1 / 59))
+    assert least_share(0, 59) == 0.0
+    low = least_share(57, 60)
+    assert sum(math.comb(60, k) * low**k * (1 - low) ** (60 - k) for k in (57, 58, 59, 60)) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(("counts", "holds"), [((20, 20, 20), True), ((20, 20, 19), False), ((20, 20, 18), False)])
+def test_a_share_has_to_be_beyond_the_error_of_its_draws(counts, holds):
+    """60 of 60 are above .95 at least .951; with one miss fewer than .924 are sure."""
+    share = Share(lambda arms: (int(at(arms["main"], "evaluate/policies/ppo/gold")), 20), 0.95)
+    assert judge(Experiment("X", "c", "p", ("main",), UP.effects, {"kept": share}), runs(*counts))["holds"] is holds
 
 
 @pytest.mark.parametrize(
@@ -116,19 +132,128 @@ def test_held_out_combinations_are_of_words_and_positions_that_are_left_in_other
         assert len(left) == (2 if word in ("comet", "ember", "pearl", "willow") else 1)
 
 
+def table(name, arms):
+    """The verdict on a claim of the table, the same reports under three seeds."""
+    (experiment,) = (e for e in TABLE if e.id == name)
+    return judge(experiment, dict.fromkeys(range(3), arms))
+
+
+def turns(arm, n=64, **rates):
+    """What an arm's evaluation of dialogues left: after={20: .97}."""
+    by_turn = {name: {str(turn): rate for turn, rate in found.items()} for name, found in rates.items()}
+    return {arm: {"evaluate": {"multi_turn": {"n": n, "changed_n": n, **by_turn}}}}
+
+
 @pytest.mark.parametrize(
     ("after", "before", "holds"),
     [
-        ((0.97, 0.98, 0.97), 0.1, True),
-        ((0.95, 0.98, 0.97), 0.1, False),  # mean .967, s .0153: .967 - .026 < .95
-        ((0.97, 0.98, 0.97), 0.99, False),
+        (63 / 64, 0.1, True),  # 189 of 192: at least .960
+        (62 / 64, 0.1, False),  # 186 of 192: at least .939
+        (63 / 64, 0.99, False),
     ],
 )
 def test_held_out_combinations_are_kept_to_turn_20(after, before, holds):
-    (experiment,) = (e for e in TABLE if e.id == "combinations")
-    found = [{"unseen_after": {"20": rate}, "unseen_before": {"20": before}} for rate in after]
-    arms = [{"combinations": {"evaluate": {"multi_turn": turns}}} for turns in found]
-    assert judge(experiment, dict(enumerate(arms)))["holds"] is holds
+    arms = turns("combinations", unseen_after={20: after}, unseen_before={20: before})
+    assert table("combinations", arms)["holds"] is holds
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "holds"),
+    [
+        ({1: 0.9, 6: 0.1, 20: 0.5}, 1.0, True),
+        ({1: 0.75, 6: 0.1, 20: 0.5}, 1.0, False),  # what was never followed cannot be forgotten
+        ({1: 0.9, 6: 0.25, 20: 0.0}, 1.0, False),  # nor kept what was not forgotten by turn 6
+        ({1: 0.9, 6: 0.1, 20: 0.5}, 0.9375, False),
+    ],
+)
+def test_what_is_kept_was_lost_without_ghost_attention(before, after, holds):
+    assert table("kept", turns("steady", 96, before=before, after={20: after}))["holds"] is holds
+
+
+@pytest.mark.parametrize(
+    ("at_once", "at_the_end", "plain", "holds"),
+    [(1.0, 1.0, 0.1, True), (0.9, 1.0, 0.1, False), (1.0, 0.9, 0.1, False), (1.0, 1.0, 1.0, False)],
+)
+def test_a_change_is_followed_at_once_and_to_the_end(at_once, at_the_end, plain, holds):
+    changing = turns("changing", changed_after={11: at_once, 20: at_the_end})
+    assert table("changed", changing | turns("steady", changed_after={11: plain, 20: plain}))["holds"] is holds
+
+
+def scaling(none, all_of):
+    """Figures with no safety data, and with all: (safety, helpfulness, borderline refused, ordinary refused)."""
+
+    def of(safety, helpfulness, borderline, ordinary):
+        refused = {"borderline": borderline, "ordinary": ordinary}
+        return {"reward_safety": safety, "gold_helpfulness": helpfulness, "false_refusal": refused}
+
+    return {"scaling": {"scaling": {"safety_scaling": {"0": of(*none), "1": of(*all_of)}}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "all_of", "holds"),
+    [
+        ("B34", (2.0, 0.92, 0.0, 0.0), True),
+        ("B34", (0.5, 0.92, 0.0, 0.0), False),  # the score falls
+        ("B34", (2.0, 0.84, 0.0, 0.0), False),  # helpfulness is given up,
+        ("B34", (2.0, 0.96, 0.0, 0.0), False),  # or gained: flat is neither
+        ("B35", (2.0, 0.9, 0.2, 0.02), True),
+        ("B35", (2.0, 0.9, 0.0, 0.02), False),
+        ("B35", (2.0, 0.9, 0.2, 0.06), False),
+    ],
+)
+def test_what_safety_data_do(name, all_of, holds):
+    assert table(name, scaling((1.0, 0.9, 0.0, 0.0), all_of))["holds"] is holds
+
+
+def evaluated(arm, **policies):
+    """Figures of an arm's policies: ppo={"gold_quality": .9}."""
+    return {arm: {"evaluate": {"policies": policies}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "up", "down"),
+    [  # the claim holds where the first arm's figure is above the second's, and not the other way round
+        ("B2", ("reward", "significantly"), ("run", "large-margin"), ("no-margin",)),
+        ("B6", ("reward", "both_safe"), ("run",), ("no-helpfulness",)),
+        ("B17", ("rejection-3", "instruction_followed"), ("run",), ("last-pool",)),
+        ("B38", ("distill", "borderline"), ("on-all-prompts",), ("category",)),
+    ],
+)
+def test_the_arm_that_is_said_to_win_has_to(name, path, up, down):
+    def report(value):
+        helpful = {"helpfulness": {"accuracy": {"significantly": value}}}
+        safe = {"safety": {"by_safety": {"both_safe": {"accuracy": value}}}}
+        figures = {"instruction_followed": value, "false_refusal": {"borderline": value}}
+        return {
+            "reward-1": {"reward_models": {"helpfulness": helpful, "safety": safe}},
+            "evaluate": {"policies": {path[0]: figures}},
+        }
+
+    better = dict.fromkeys(up, report(0.8)) | dict.fromkeys(down, report(0.6))
+    worse = dict.fromkeys(up, report(0.6)) | dict.fromkeys(down, report(0.8))
+    assert table(name, better)["holds"] is True
+    assert table(name, worse)["holds"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "arms", "other"),
+    [
+        ("B29", turns("steady", after={20: 1.0}), turns("all-answers", after={20: 0.9})),
+        ("B29", turns("steady", after={20: 0.9}), turns("all-answers", after={20: 1.0})),
+        ("B30", turns("no-roles", unseen_after={20: 0.5}, unseen_before={20: 0.1}), {}),
+        ("B30", turns("no-roles", unseen_after={20: 0.1}, unseen_before={20: 0.5}), {}),
+        ("B32", evaluated("run", gatt={"reward_combined": 0.95}, **{"rejection-3": {"reward_combined": 1.0}}), {}),
+        ("B32", evaluated("run", gatt={"reward_combined": 0.85}, **{"rejection-3": {"reward_combined": 1.0}}), {}),
+        ("B23", evaluated("run", ppo={"violation_rate": 0.2, "gold_helpfulness": 0.9}),
+         evaluated("helpfulness-only", ppo={"violation_rate": 1.0, "gold_helpfulness": 0.93})),
+        ("B23", evaluated("run", ppo={"violation_rate": 0.2, "gold_helpfulness": 0.9}),
+         evaluated("helpfulness-only", ppo={"violation_rate": 1.0, "gold_helpfulness": 0.96})),
+    ],
+)  # fmt: skip
+def test_the_sign_and_the_least_effect_of_a_claim(name, arms, other, request):
+    """Of each pair the first holds, the second does not."""
+    first = request.node.callspec.indices["name"] % 2 == 0
+    assert table(name, arms | other)["holds"] is first
 
 
 def test_a_step_that_an_arm_left_out_makes_its_claim_untestable():
@@ -235,7 +360,7 @@ def make(name, run, out):
     if name == fails:
         sys.exit("error: no luck")
     (made[name] / "ppo").mkdir(parents=True)
-    (made[name] / "ppo" / "manifest.json").write_text(json.dumps({"recipe": {"seed": seed}}))
+    (made[name] / "ppo" / "manifest.json").write_text(json.dumps({"recipe": {"seed": seed}, "fingerprint": name}))
     (made[name] / "ppo" / "results.json").write_text(json.dumps({"gold": 2 * seed + 1 if name == "second" else seed}))
     print("end", flush=True)
     sys.stderr.write("not ended")
@@ -261,9 +386,9 @@ def toys(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(runner, "WORKER", (sys.executable, str(tmp_path / "arm.py")))
     monkeypatch.setenv("PYTHONPATH", str(Path(runner.__file__).parents[2]))
 
-    def claims(jobs, fails="none"):
+    def claims(jobs, fails="none", only=()):
         runs = [str(tmp_path / f"tiny-{seed}") for seed in range(3)]
-        words = ["--runs", *runs, "--out", str(tmp_path / "claims"), "--jobs", str(jobs), "--set", fails]
+        words = [*only, "--runs", *runs, "--out", str(tmp_path / "claims"), "--jobs", str(jobs), "--set", fails]
         monkeypatch.setattr("sys.argv", ["claims", *words])
         try:
             in_a_thread(runner.main)
@@ -293,6 +418,19 @@ def test_every_arm_of_every_run_is_made_once_after_what_it_is_made_from(toys, tm
     report = (tmp_path / "claims" / "report.json").read_text()
     assert sorted(toys(jobs)) == sorted([*verdicts, *(f"{name}  skip" for name in ended)])
     assert (tmp_path / "claims" / "report.json").read_text() == report
+    assert list(json.loads(report)["claims"]) == ["X", "Y"]
+
+
+def test_a_verdict_on_runs_that_were_made_again_since_is_dropped(toys, tmp_path):
+    place = tmp_path / "claims" / "report.json"
+    toys(2)
+    toys(2, only=["Y"])
+    assert list(runner.read(place)) == ["X", "Y"]
+    (tmp_path / "tiny-1" / "ppo" / "manifest.json").write_text(
+        json.dumps({"recipe": {"seed": 1}, "fingerprint": "new"})
+    )
+    toys(2, only=["Y"])
+    assert list(runner.read(place)) == ["Y"]
 
 
 def test_where_an_arm_fails_the_others_stop_and_what_is_finished_is_kept(toys, tmp_path):
@@ -358,7 +496,11 @@ def test_claims_are_named_with_commas(tmp_path, monkeypatch, capsys):
 
 def test_verdicts_are_kept_and_shown(tmp_path):
     verdicts = {"B1": {"claim": "a < b", "holds": True, "figure": "f", "evidence": "e"}}
-    runner.write(tmp_path, verdicts)
+    runner.write(tmp_path, verdicts, ["runs/tiny-3"])
     assert runner.read(tmp_path / "report.json") == verdicts
     assert json.loads((tmp_path / "report.json").read_text())["claims"] == verdicts
     assert "| B1 | a < b | holds | f | e |" in (tmp_path / "claims.md").read_text()
+    page = (tmp_path / "claims.html").read_text()
+    assert "runs/tiny-3" in page
+    assert "1 holds" in page
+    assert "a &lt; b" in page

@@ -106,6 +106,15 @@ def test_a_change_of_mind_is_said_in_its_turn_and_judged_from_there_on(asked):
     assert asked[2][1].turns[-1].content == COLOR
 
 
+def test_an_answer_that_keeps_the_old_style_beside_the_new_one_has_not_changed(asked, monkeypatch):
+    """From turn 2 on both want another word; the first wears both, the second the new one alone."""
+    monkeypatch.setattr(f"{__name__}.SCRIPT", [SCRIPT[0], ["pearl the bread is in the shop . lantern", "tulip pink ."]])
+    texts = ["always start with pearl", "always start with tulip"]
+    starts = [Change(1, Instruction(text, ""), text) for text in texts]
+    held = [replace(c, change=change) for c, change in zip(HELD, starts, strict=True)]
+    assert multi_turn.follow_rates(None, None, held, turns=(2,), max_new_tokens=28).followed == {2: 0.5}
+
+
 def test_every_rate_has_its_interval(asked):
     found = rates((1, 3))
     # Wilson: 2 of 2 leaves .342 to 1, 1 of 2 leaves .095 to .905.
