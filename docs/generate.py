@@ -29,8 +29,8 @@ KINDS = {kind.__name__: kind for kind in (RlhfError, *RlhfError.__subclasses__()
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """MkDocs asks for every page."""
-    return expand(markdown)
+    """MkDocs asks for every page. A file that pages link as it stands in the repository is a page of the site, too."""
+    return expand(markdown.replace("](../data/README.md", "](reference/data.md"))
 
 
 def on_page_content(html: str, **_: Any) -> str:

@@ -20,9 +20,20 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from rlhf.errors import ConfigError, MissingError, UnsafeError, did_you_mean
-from rlhf.provenance.origins import Given, field_of, is_section, is_text, known_settings, scalars, settings, show
+from rlhf.provenance.origins import (
+    Given,
+    field_of,
+    is_section,
+    is_text,
+    keys_of_entry,
+    known_settings,
+    scalars,
+    settings,
+    show,
+)
 from rlhf.reporting.text import redact
 from rlhf.schema import Recipe
+from rlhf.schema.setting import SPELT
 from rlhf.security.vetting import vet_yaml
 
 DEFAULT = "tiny"
@@ -130,7 +141,8 @@ def read_yaml(path: Path) -> tuple[yaml.Node | None, dict[str, Any]]:
     except OmegaConfBaseException as error:
         raise ConfigError(first_line(error), where=f"in {path}") from None
     if not isinstance(content, dict) or (root is not None and not isinstance(root, yaml.MappingNode)):
-        raise ConfigError("a recipe is a list of `setting: value` lines", where=f"in {path}")
+        found = "a list" if isinstance(content, list) else "a single value"
+        raise ConfigError(f"a recipe must be a mapping of `setting: value` lines (got {found})", where=f"in {path}")
     return root, {str(key): value for key, value in content.items()}
 
 
@@ -218,6 +230,10 @@ def explain(error: ValidationError, given: Given) -> ConfigError:
         hints = [f"set one of them: {name}.KEY=VALUE" if is_section(name) else f"write {{name: {got}}}"]
     if kind == "tuple_type":
         message = "must be a list"
+        if name.endswith(".data") and isinstance(problem["input"], str):
+            hints = [f"write {name}=[{source_of(got)}]"]
+    if kind == "string_pattern_mismatch":
+        message = SPELT.get(problem["ctx"]["pattern"], message)
     if kind == "literal_error":
         hints = [hint for hint in [did_you_mean(str(problem["input"]), message.split("'")[1::2])] if hint]
     message = message.replace("Input should be", "must be").split(", unable to parse")[0]
@@ -230,9 +246,20 @@ def unknown(name: str, where: str | None, detail: str | None = None) -> ConfigEr
     known = known_settings()
     shown = f"rlhf show stage={section}" if is_section(section) else "rlhf show"
     hints = [did_you_mean(name, [*known, "runs_dir"]), f"all of them: {shown}"]
-    if detail and field_of(name)[0] is not None:
+    field, inside = field_of(name)
+    if detail and field is not None:
         return ConfigError(f"cannot set {name}: {detail[:1].lower()}{detail[1:]}", where=where, hints=[hints[1] or ""])
+    if keys := keys_of_entry(field) if field else []:
+        hints = [did_you_mean(inside.rpartition(".")[2], keys), f"an entry has {', '.join(keys)}"]
     return ConfigError(f"unknown setting {name}", where=where, hints=[hint for hint in hints if hint])
+
+
+def source_of(text: str) -> str:
+    """An entry of a `data` list for what was given in its place: a file or folder, or the name of a set."""
+    path = Path(text).expanduser()
+    if path.suffix or path.exists():
+        return f"{{name: {Path(text.removesuffix('.gz')).stem}, path: {text}}}"
+    return f"{{name: {text}}}"
 
 
 def first_line(error: BaseException) -> str:

@@ -79,8 +79,7 @@ PIPELINE = (
         "safety data scaling: how much safety data does what (4.2.3)",
         reads=("base", "reward", "rejection*"),
         data="prompts",
-        models=6,
-        learners=1,
+        learners=1,  # and a model is left for each of `scaling.shares`
     ),
     Stage(
         "evaluate",

@@ -9,6 +9,7 @@ from torch import Tensor
 from rlhf.data import feed, preprompts
 from rlhf.data.chat import encode_prompt
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
+from rlhf.errors import ConfigError
 from rlhf.evaluation.intervals import of_mean
 from rlhf.generation.protocol import Sampling
 from rlhf.models.gate import check_gate
@@ -26,16 +27,17 @@ def run(job: Job) -> None:
     check_gate(job.one("reward"), config, stage="distill", say=job.track.say)
     start = job.one("policy") / "checkpoint"
     tokenizer = load_tokenizer(start)
-    # Prompts first: one that is malformed or too long is said before any model is loaded.
-    prompts = asked(job)
-    require_fit(start, prompts, tokenizer, longest=config.max_new_tokens)
+    # Prompts first: one that is malformed or, as it is asked, too long is said before any model is loaded.
+    prompts, ratio = asked(job), share_to_ratio(config.replay_share)
+    cautious = [prompt_under(job, prompt) for prompt in prompts]
+    ordinary = untagged(job, round(len(prompts) * ratio))
+    require_fit(start, [*prompts, *cautious, *ordinary], tokenizer, longest=config.max_new_tokens)
     engine = speaker(job.recipe.generation, start, job.recipe.model)
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
 
     once = Sampling(1, config.temperature, config.max_new_tokens)
     twice = Sampling(2, config.temperature, config.max_new_tokens)
     plain, other = zip(*sample(engine, tokenizer, prompts, twice, seed=job.seed_of("plain")), strict=True)
-    cautious = [prompt_under(job, prompt) for prompt in prompts]
     distilled = [g[0] for g in sample(engine, tokenizer, cautious, once, seed=job.seed_of("under a preprompt"))]
     before, after, apart = (
         safety_scores(job, tokenizer, rewards, prompts, answers) for answers in (plain, distilled, other)
@@ -47,8 +49,8 @@ def run(job: Job) -> None:
         job.track.sample({"prompt": row.turns[-2].content, "text": row.turns[-1].content})
 
     best_of = Sampling(config.replay_samples, config.temperature, config.max_new_tokens)
-    count = round(len(kept) * share_to_ratio(config.replay_share))
-    replayed = replay(job, engine, tokenizer, rewards, best_of, count=count)
+    replayed = replay(job, engine, tokenizer, rewards, best_of, count=round(len(kept) * ratio), prompts=ordinary)
+    job.track.say(f"{len(replayed):,} of the policy's own answers to ordinary prompts beside them")
     write_jsonl(job.out / "dialogues.jsonl", kept + replayed)
     del engine  # the policy that answered makes room for the one that learns
     policy = policy_to_train(start, job.recipe.model)
@@ -59,9 +61,33 @@ def run(job: Job) -> None:
 
 def asked(job: Job) -> list[Prompt]:
     """Adversarial prompts, none twice; or prompts of every kind, to show what that does (Table 40)."""
-    adversarial = job.config.asked == "adversarial"
-    drawn = feed.asked(job, job.config.prompts, label="prompts", mix={"unsafe": 1.0} if adversarial else None)
-    return list({prompt.turns: prompt for prompt in drawn if prompt.is_safety or not adversarial}.values())
+    if job.config.asked == "all":
+        drawn = feed.asked(job, job.config.prompts, label="prompts")
+    else:
+        drawn = feed.asked(job, job.config.prompts, label="prompts", mix={"unsafe": 1.0}, is_safety=True)
+    if not drawn:
+        raise ConfigError(
+            "distill.data holds no prompt to distil on",
+            hints=["name a source of adversarial prompts: {name: ..., kind: safety} gives them the safety tag"],
+        )
+    return list({prompt.turns: prompt for prompt in drawn}.values())
+
+
+def untagged(job: Job, count: int) -> list[Prompt]:
+    """Ordinary prompts to replay: a plain answer to an adversarial one would unteach what is distilled."""
+    if not count:
+        return []
+    mix = {kind: share for kind, share in feed.both_domains(job.recipe.microworld).items() if kind != "unsafe"}
+    found = feed.asked(job, count, label="replay", mix=mix, is_safety=False)
+    if not found:
+        raise ConfigError(
+            "distill.data holds no prompt without the safety tag to replay",
+            hints=[
+                "name a source of ordinary prompts beside the adversarial ones",
+                "or replay none, though refusals alone may teach to refuse: distill.replay_share=0",
+            ],
+        )
+    return found
 
 
 def prompt_under(job: Job, prompt: Prompt) -> Prompt:

@@ -15,6 +15,7 @@ from rlhf.evaluation import behaviour, claims, curves, distributions
 from rlhf.evaluation.diversity import self_bleu
 from rlhf.evaluation.gold import facts_right, gold_report, verdicts
 from rlhf.evaluation.intervals import of_mean, paired, paired_quantile
+from rlhf.evaluation.refusals import without_oracle
 from rlhf.evaluation.reward_report import rating_drift, scores_of, staleness
 from rlhf.evaluation.subject import Evaluation
 from rlhf.generation.protocol import Sampling
@@ -22,6 +23,11 @@ from rlhf.pipeline import Job
 from rlhf.rollout import Sample, mean_kl, require_fit, sample
 
 QUARTERS = (("safe", False), ("safe", True), ("border", False), ("unsafe", False))
+# How alike a policy's answers to one prompt are: one column of many, so that it costs less than those beside it.
+SELF_BLEU_PROMPTS = 20
+SELF_BLEU_DRAWN = 40  # of which those are the first: another number draws others, and old figures stay comparable
+SELF_BLEU_SAMPLES = 8  # each is held against seven others
+SELF_BLEU_TEMPERATURE = 1.0  # what was trained, at whatever temperature the other answers are measured
 
 
 def run(job: Job) -> None:
@@ -104,7 +110,9 @@ def measure_policies(e: Evaluation, prompts: list[Prompt]) -> tuple[dict[str, An
     """One answer to each prompt by every policy; KL is to the policy before it, exact over the vocabulary."""
     config = e.job.config
     facts = behaviour.fact_questions(e)
+    alike = heldout_prompts(e, SELF_BLEU_DRAWN, "diversity", kinds=(("safe", False),))[:SELF_BLEU_PROMPTS]
     sampling = Sampling(1, config.temperature, config.max_new_tokens)
+    several = Sampling(SELF_BLEU_SAMPLES, SELF_BLEU_TEMPERATURE, config.max_new_tokens)
     table, replies, before = {}, {}, None
     qualities: dict[str, list[float]] = {}
     combined: dict[str, list[float]] = {}
@@ -128,8 +136,7 @@ def measure_policies(e: Evaluation, prompts: list[Prompt]) -> tuple[dict[str, An
             if before is not None:
                 own = {"temperature": 1.0, "pad_token_id": e.tokenizer.pad_token_id}
                 table[name]["kl_to_reference"] = mean_kl(policy, before, samples, **own)
-            creative = heldout_prompts(e, 40, "diversity", kinds=(("safe", False),))[:20]
-            groups = sample(engine, e.tokenizer, creative, Sampling(8, 1.0, config.max_new_tokens), seed=e.job.seed)
+            groups = sample(engine, e.tokenizer, alike, several, seed=e.job.seed)
             table[name]["self_bleu"] = self_bleu([[s.text for s in group] for group in groups])
             replies[name] = list(zip(samples, scores.helpfulness.tolist(), scores.safety.tolist(), strict=True))
             before = policy
@@ -144,15 +151,18 @@ def over_earlier(figures: dict[str, list[float]], compare: Callable[..., dict[st
 
 
 def measure(e: Evaluation, samples: list[Sample]):
-    """The row of one policy: raw scores, never whitened ones, and the gold judge's columns where there is one."""
+    """The row of one policy: raw scores, never whitened ones, and the gold judge's columns where there is one.
+
+    Where there is none, false refusals are read from the words and unsafe answers are those the safety model finds.
+    """
     scores = e.rewards(
         [s.row for s in samples],
         [s.prompt.is_safety for s in samples],
         safety_threshold=e.job.config.safety_threshold,
     )
     lengths = [len(s.completion.token_ids) for s in samples]
-    row = gold_report(samples)
-    interval = row.pop("interval", {})
+    row = gold_report(samples) or without_oracle(samples, scores.safety.tolist())
+    interval = row.pop("interval")
     for name in ("helpfulness", "safety", "combined"):
         values = getattr(scores, name).tolist()
         row[f"reward_{name}"], interval[f"reward_{name}"] = sum(values) / len(values), of_mean(values)

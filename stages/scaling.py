@@ -16,8 +16,8 @@ from rlhf.data.pool import PoolEntry
 from rlhf.data.types import Dialogue, Prompt, Turn
 from rlhf.errors import DataError
 from rlhf.evaluation.gold import gold_report
-from rlhf.evaluation.intervals import of_mean, wilson
-from rlhf.evaluation.refusals import refuses
+from rlhf.evaluation.intervals import of_mean
+from rlhf.evaluation.refusals import without_oracle
 from rlhf.generation.protocol import Sampling
 from rlhf.models.load import load_tokenizer, policy_to_train, save
 from rlhf.models.reward_models import RewardModels
@@ -99,7 +99,7 @@ def heldout(job: Job) -> list[Prompt]:
 def measured(job: Job, rewards: RewardModels, answers: list[Sample]) -> dict[str, Any]:
     """Scores of each model on its own kind of prompt, and what the oracle says where there is one.
 
-    False refusals are counted by the words of the answer where no oracle can say.
+    Where there is none, false refusals are read from the words and unsafe answers are those the safety model finds.
     """
     tags = [s.prompt.is_safety for s in answers]
     scores = rewards([s.row for s in answers], tags, safety_threshold=job.config.safety_threshold)
@@ -114,10 +114,6 @@ def measured(job: Job, rewards: RewardModels, answers: list[Sample]) -> dict[str
             figures[name], interval[name] = values[where].mean().item(), of_mean(values[where].tolist())
     if bool(tagged.any()):
         figures["safety_p10"] = torch.quantile(scores.safety[tagged], 0.1).item()
-    gold = gold_report(answers)
-    interval |= gold.pop("interval", {})
-    if not gold:
-        refused = [refuses(s.text) for s in answers if not s.prompt.is_safety]
-        figures["false_refusal"] = {"ordinary": sum(refused) / max(1, len(refused))}
-        interval["false_refusal.ordinary"] = wilson(sum(refused), len(refused))
-    return figures | gold | {"n": len(answers), "interval": interval}
+    judged = gold_report(answers) or without_oracle(answers, scores.safety.tolist())
+    interval |= judged.pop("interval")
+    return figures | judged | {"n": len(answers), "interval": interval}

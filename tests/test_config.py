@@ -113,6 +113,27 @@ def test_unknown_setting_inside_a_list(recipe_file):
     path = recipe_file("sft:\n  data:\n    - name: a\n      limt: 3\n")
     error = refusal(path)
     assert (error.what, error.where) == ("unknown setting sft.data.0.limt", f"in {path} line 4")
+    keys = "name, path, split, limit, kind, use, revision, on_bad_row"
+    assert error.hints == ("did you mean limit?", f"an entry has {keys}")
+    assert refusal(None, "evaluate.policies=[{name: a, pth: b}]").hints == (
+        "did you mean path?",
+        "an entry has path, name",
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "entry"),
+    [
+        ("demos.jsonl", "{name: demos, path: demos.jsonl}"),
+        ("sets/pairs.jsonl.gz", "{name: pairs, path: sets/pairs.jsonl.gz}"),
+        ("..", "{name: .., path: ..}"),  # a folder that is there
+        ("microworld", "{name: microworld}"),
+        ("Anthropic/hh-rlhf", "{name: Anthropic/hh-rlhf}"),
+    ],
+)
+def test_a_file_or_name_in_the_place_of_a_list_of_sources_is_told_how_to_stand_there(given, entry):
+    error = refusal(None, f"sft.data={given}")
+    assert (error.what, error.hints) == (f"sft.data: must be a list (got {given})", (f"write sft.data=[{entry}]",))
 
 
 def test_most_single_typos_are_recognised():
@@ -127,6 +148,7 @@ def test_most_single_typos_are_recognised():
     [
         ("ppo.kl_coef=a", "ppo.kl_coef: must be a valid number (got a)"),
         ("sft.data=demos.jsonl", "sft.data: must be a list (got demos.jsonl)"),
+        ("save_every=soon", "save_every: must be a time such as 90s, 10min or 1.5h (got soon)"),
         ("ppo.gamma=2", "ppo.gamma: must be less than or equal to 1 (got 2)"),
         ("reward.margin=smal", "reward.margin: must be 'none', 'small' or 'large' (got smal)"),
         ("ppo.clip_range=.inf", "ppo.clip_range: must be a finite number (got inf)"),
@@ -134,7 +156,10 @@ def test_most_single_typos_are_recognised():
         ("ppo.kl_coef=", "ppo.kl_coef has no value"),
         ("ppo=3", "ppo is a group of settings (got 3)"),
         ("sft.data=[a]", "sft.data.0: must be a group of settings (got a)"),
-        ("run=../x", "run: string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$' (got ../x)"),
+        (
+            "run=../x",
+            "run: use letters, digits, `.`, `_` or `-`, beginning with a letter or digit (got ../x)",
+        ),
         ("ppo.kl_coef", "expected KEY=VALUE, got ppo.kl_coef"),
     ],
 )
@@ -193,10 +218,12 @@ def test_broken_files_name_the_line(recipe_file, text, what, line):
     assert error.where == f"in {path} line {line}"
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "just words\n"])
-def test_a_file_that_is_no_mapping(recipe_file, text):
+@pytest.mark.parametrize(("text", "found"), [("- a\n- b\n", "a list"), ("just words\n", "a single value")])
+def test_a_file_that_is_no_mapping(recipe_file, text, found):
     path = recipe_file(text)
-    assert refusal(path).where == f"in {path}"
+    error = refusal(path)
+    assert error.what == f"a recipe must be a mapping of `setting: value` lines (got {found})"
+    assert error.where == f"in {path}"
 
 
 def test_a_missing_file_lists_the_known_ones():

@@ -266,6 +266,13 @@ def test_models_of_a_comparison_of_margins_need_room_too(monkeypatch):
     assert (found["base"], found["sft"], found["ppo"]) == ((1, 1), (1, 1), (1, 2))
 
 
+def test_a_comparison_of_shares_needs_room_for_a_model_each(monkeypatch):
+    stages = ["base", "sft", "preferences", "reward", "rejection", "scaling"]
+    recipe = Recipe.model_validate({"run": "tiny", "rounds": 1, "stages": stages, "scaling": {"shares": [0, 0.5, 1]}})
+    found = {step.name: (step.models, step.learners) for step in expand_without_data(recipe, monkeypatch)}
+    assert found["scaling"] == (3, 1)
+
+
 def test_an_input_that_was_measured_goes_before_what_settings_say(tmp_path):
     with open_artefact(tmp_path / "reward-1", {"step": "reward-1"}) as out:
         for domain, size in (("helpfulness", 700), ("safety", 900)):

@@ -176,7 +176,7 @@ def write_files() -> None:
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("RLHF_RUNS", "RLHF_DEBUG", "RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -190,7 +190,7 @@ def golden() -> dict[str, tuple[int, str]]:
 
 
 @pytest.mark.parametrize("cause", [*COMMANDS_TYPED, *ROWS])
-def test_the_page_has_what_is_printed(workplace, cause):
+def test_the_page_has_what_is_printed(folder, cause):
     assert (typed(cause) if cause.startswith("rlhf ") else read(cause)) == golden()[cause]
 
 

@@ -43,6 +43,28 @@ def folder(tmp_path, monkeypatch, policy, tokenizer):
     return tmp_path
 
 
+def test_the_lines_that_add_a_padding_token_make_a_model_that_is_taken(folder, policy):
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+    from rlhf.data.chat import ensure_pad
+
+    words = Tokenizer(WordLevel({"<eos>": 0, "key": 1}, unk_token="key"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>").save_pretrained("bare")
+    policy.resize_token_embeddings(2)
+    policy.config.pad_token_id = None
+    policy.save_pretrained("bare")
+    assert ensure_pad(AutoTokenizer.from_pretrained("bare"))  # which is what a model is refused for
+    (lines,) = blocks("python")
+    exec(lines.replace("their/model", "bare"))
+    tokenizer = AutoTokenizer.from_pretrained("my-model")
+    assert not ensure_pad(tokenizer)
+    assert tokenizer.pad_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
+    assert AutoModelForCausalLM.from_pretrained("my-model").get_input_embeddings().num_embeddings == len(tokenizer) == 3
+    assert list(Path("my-model").glob("*.safetensors"))
+
+
 @pytest.mark.slow
 def test_the_text_alone_leads_to_trained_reward_models(folder, capsys):
     assert [words[0] for words in COMMANDS] == ["check", "plan", "run", "status", "plan"]

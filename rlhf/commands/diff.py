@@ -16,7 +16,9 @@ from rlhf.provenance.origins import settings, show
 def main(request: Request) -> int:
     """rlhf diff."""
     if len(request.words) != 2:
-        raise ConfigError(f"two recipes or runs, got {len(request.words)}", hints=["rlhf diff tiny hh"])
+        raise ConfigError(
+            f"rlhf diff needs two recipes or runs (got {len(request.words)})", hints=["rlhf diff tiny hh"]
+        )
     a, b = (made_with(word, request) for word in request.words)
     rows = [[name, a[name], b[name]] for name in a if a[name] != b.get(name) and name != "run"]
     if rows:

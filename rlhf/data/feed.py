@@ -95,6 +95,7 @@ def prompts(
     world: MicroworldConfig,
     mix: Mapping[str, float],
     side: Side,
+    is_safety: bool | None = None,
     test_share: float,
     say: Say,
 ) -> list[Prompt]:
@@ -102,6 +103,10 @@ def prompts(
 
     "train" is what policies and reward models learn from. "validation" chooses among checkpoints and temperatures,
     "test" is what the report measures; both ask only for what no stage has learned from.
+
+    Args:
+        mix: kinds of the micro-world's questions, of which it writes `count`.
+        is_safety: only prompts that have the safety tag, or only those that do not.
     """
     rows: list[Prompt] = []
     for source in _some(given, stage):
@@ -111,7 +116,7 @@ def prompts(
         else:
             rows += _public(source, test_share, say)[side]
     random.Random(seed).shuffle(rows)
-    return rows[:count]
+    return [row for row in rows if is_safety is None or row.is_safety == is_safety][:count]
 
 
 def asked(
@@ -121,12 +126,14 @@ def asked(
     label: str,
     side: Side = "train",
     mix: Mapping[str, float] | None = None,
+    is_safety: bool | None = None,
     instruction_share: float | None = None,
 ) -> list[Prompt]:
     """Prompts of a stage's own `data`, drawn by the seed of their purpose.
 
     Args:
         mix: kinds of the micro-world's questions; those that policies are trained on, unless it is given.
+        is_safety: only prompts that have the safety tag, or only those that do not.
         instruction_share: instead of the micro-world's.
     """
     world, share = job.recipe.microworld, instruction_share
@@ -138,6 +145,7 @@ def asked(
         world=world if share is None else world.model_copy(update={"instruction_share": share}),
         mix=mix or both_domains(world),
         side=side,
+        is_safety=is_safety,
         test_share=job.recipe.data.test_share,
         say=job.track.say,
     )

@@ -61,6 +61,14 @@ OPTIONAL = (
     *(f"votes_{side}" for side in ("chosen", "rejected", "tie")),
 )
 
+# Dialogues in shapes that are not read, by the column that tells them.
+RENAMED = {
+    "conversations": "ShareGPT's shape is not read: rename conversations to messages, from to role, value to content,"
+    " and the roles human and gpt to user and assistant",
+    "instruction": "Alpaca's shape is not read: rename instruction to prompt, with any input behind it, and output to"
+    " completion",
+}
+
 HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 
 
@@ -88,7 +96,7 @@ def dialogue(row: Row, origin: Origin) -> Dialogue:
         field = "messages" if "messages" in row else "turns"
         turns = turns_from_json(row[field], field)
     elif "prompt" in row and "completion" in row:
-        turns = (*_turns(row["prompt"], "prompt"), *_reply(row["completion"], "completion"))
+        turns = (*_turns(row["prompt"], "prompt"), *_turns(row["completion"], "completion", "assistant"))
     else:
         raise _unknown(row, "messages, turns, or prompt with completion")
     _usable(turns, last="assistant", column="messages")
@@ -224,12 +232,13 @@ def hh_turns(dialogue: str) -> tuple[Turn, ...]:
     )
 
 
-def _turns(value: object, field: str) -> tuple[Turn, ...]:
-    return (Turn("user", value),) if isinstance(value, str) else turns_from_json(value, field)
-
-
-def _reply(value: object, field: str) -> tuple[Turn, ...]:
-    return (Turn("assistant", value),) if isinstance(value, str) else turns_from_json(value, field)
+def _turns(value: object, field: str, speaker: Role = "user") -> tuple[Turn, ...]:
+    """Messages, or a text that is one turn of the speaker."""
+    if isinstance(value, str):
+        return (Turn(speaker, value),)
+    if not isinstance(value, list):
+        raise DataError(f"field {field!r} must be text or a list of {{role, content}} (got {value!r:.60})")
+    return turns_from_json(value, field)
 
 
 def _assistant(turn: Turn) -> str:
@@ -311,6 +320,8 @@ def _source(row: Row, origin: Origin) -> str:
 
 
 def _unknown(row: Row, needed: str) -> DataError:
+    hints = [hint for column, hint in RENAMED.items() if column in row and "messages" in needed]
     return DataError(
-        f"a row needs {needed} (got {', '.join(map(str, row)) or 'no columns'})", hints=["shapes: data/README.md"]
+        f"a row needs {needed} (got {', '.join(map(str, row)) or 'no columns'})",
+        hints=[*hints, "shapes: data/README.md"][:1],
     )

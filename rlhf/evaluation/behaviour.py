@@ -27,6 +27,8 @@ from rlhf.models.load import checkpoint_of, freeze, load_given_tokenizer, load_p
 from rlhf.rollout import Sample, sample
 from rlhf.schema import MICROWORLD
 
+FACTUAL, CREATIVE = "factual", "creative"
+
 
 def embedded(e: Evaluation) -> bool:
     """Whether all prompts are the micro-world's, whose oracle knows what follows an instruction."""
@@ -58,8 +60,15 @@ def fact_questions(e: Evaluation) -> list[Prompt]:
 
 
 def multi_turn(e: Evaluation) -> dict[str, Any]:
-    """An instruction given once, before Ghost Attention and after it, and in the last policy (Table 30)."""
+    """An instruction given once, before Ghost Attention and after it, and in the last policy (Table 30).
+
+    The oracle alone knows whether an answer follows it; other prompts have `checked`.
+    """
     if not embedded(e):
+        e.job.track.say(
+            "left out: many turns (Table 30). The micro-world's oracle judges whether an instruction is followed, and"
+            " evaluate.data names other prompts; evaluate.checks.path takes instructions that need no judge"
+        )
         return {}
     config, shown = e.job.config, around_gatt(e)
     held = conversations(e, config.dialogues)
@@ -108,8 +117,18 @@ def at_half(c: Conversation, turn: int) -> Conversation:
 
 
 def attention_on_instruction(e: Evaluation) -> dict[str, Any]:
-    """By turn the highest attention to the instruction, the same ideal dialogues for every policy (Fig 10)."""
-    if not embedded(e) or not e.job.config.attention:
+    """By turn the highest attention to the instruction, the same ideal dialogues for every policy (Fig 10).
+
+    The measure needs no oracle, only dialogues under a system message with answers in them: here the oracle's own. Real
+    ones would do, once the feed gives a conversation with its answers.
+    """
+    if not e.job.config.attention:
+        return {}
+    if not embedded(e):
+        e.job.track.say(
+            "left out: attention to the instruction (Fig 10). The micro-world's oracle writes the answers of its"
+            " dialogues, and evaluate.data names other prompts"
+        )
         return {}
     spoken = [ideal_dialogue(c) for c in conversations(e, e.job.config.attention)]
     found: dict[str, Any] = {"n": len(spoken)}
@@ -132,7 +151,14 @@ def ideal_dialogue(c: Conversation) -> tuple[Turn, ...]:
 def diversity(e: Evaluation) -> dict[str, Any]:
     """Self-BLEU over the temperature, factual prompts against creative ones, for every policy (Fig 21)."""
     config = e.job.config
-    asked = kinds_of_prompts(e, config.diversity_prompts) if config.diversity_prompts else {}
+    if not config.diversity_prompts:
+        return {}
+    asked = kinds_of_prompts(e, config.diversity_prompts)
+    if missing := [kind for kind in (FACTUAL, CREATIVE) if kind not in asked]:
+        e.job.track.say(
+            f"left out: diversity over the temperature of {' and '.join(missing)} prompts (Fig 21). No held-out prompt"
+            " has that `kind`; rows of a file may say it"
+        )
     if not asked:
         return {}
     found = {}
@@ -155,7 +181,7 @@ def kinds_of_prompts(e: Evaluation, count: int) -> dict[str, list[Prompt]]:
     """Factual and creative prompts: by form in the micro-world, elsewhere those whose `kind` says so."""
     config, world, seed = e.job.config, e.job.recipe.microworld, e.job.seed_of("diversity prompts")
     found: dict[str, list[Prompt]] = {}
-    for kind, forms in (("factual", corpus.FACTUAL_FORMS), ("creative", corpus.CREATIVE_FORMS)):
+    for kind, forms in ((FACTUAL, corpus.FACTUAL_FORMS), (CREATIVE, corpus.CREATIVE_FORMS)):
         if embedded(e):
             rng = random.Random(seed)
             drawn = corpus.prompts(rng, 20 * count, mix={"safe": 1.0}, instruction_share=0, held_out=False, forms=forms)

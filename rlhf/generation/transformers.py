@@ -22,6 +22,7 @@ from rlhf.generation.caches import RowCache, SharedPrompts
 from rlhf.generation.dialogues import Dialogues
 from rlhf.generation.fused import Fused, applies
 from rlhf.generation.protocol import Completion, Request
+from rlhf.models.load import positions
 from rlhf.models.packing import unlimited
 
 BLOCK = 256
@@ -46,7 +47,7 @@ class InProcess:
 
     @property
     def context(self) -> int:
-        return int(self.model.config.max_position_embeddings)
+        return positions(self.model.config)
 
     @property
     def decoder(self) -> str:

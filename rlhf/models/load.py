@@ -31,7 +31,7 @@ from transformers.utils import logging as hf_logging
 from rlhf.checkpoint import MANIFEST, read_manifest
 from rlhf.data.chat import check_template, template_digest
 from rlhf.disk import written
-from rlhf.errors import MissingError, UnsafeError
+from rlhf.errors import ConfigError, MissingError, UnsafeError
 from rlhf.models import adapters
 from rlhf.processes import engine, team, zero
 from rlhf.schema import ModelConfig
@@ -93,6 +93,7 @@ def load_policy(checkpoint: Path, config: ModelConfig) -> PreTrainedModel:
 
 def policy_to_train(checkpoint: Path, config: ModelConfig) -> PreTrainedModel:
     """A causal language model for the Trainer's hands: under fsdp and zero3 a part of it on every process."""
+    context_of(checkpoint)  # refuses what would read the documents of a packed row as one
     with zero.reading():
         model = _read(AutoModelForCausalLM, checkpoint, config, **engine.cut())
     return _prepared(_adapted(model, checkpoint, config), config)
@@ -251,7 +252,23 @@ def context_of(checkpoint: Path) -> int:
     path, revision = weights_of(checkpoint)
     with _given(path):
         config = AutoConfig.from_pretrained(path, revision=revision or "main", **NO_CODE)
-    return int(config.max_position_embeddings)
+    return positions(config)
+
+
+def positions(config: Any) -> int:
+    """Tokens that a model of this configuration was made for.
+
+    Raises:
+        ConfigError: if it has no positions (BLOOM, MPT): they tell the documents of a packed row apart (3.1).
+    """
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
+    if limit < 1:
+        raise ConfigError(
+            f"model {config.name_or_path!r} has no positions, by which dialogues packed into a row are told apart",
+            where="model.path",
+            hints=["take a model that has max_position_embeddings: Llama, Mistral, Qwen; not BLOOM or MPT"],
+        )
+    return int(limit)
 
 
 def _adapted(model: Any, checkpoint: Path, config: ModelConfig, *, head: str | None = None) -> Any:

@@ -49,7 +49,7 @@ class Stage:
     microworld_only: bool = False
     """Whether nothing but the micro-world has such data."""
     models: int = 0
-    """How many models its artefact holds."""
+    """How many models its artefact holds, beside those that its settings ask for (`_kept`)."""
     learners: int = 0
     """How many models it trains at the same time."""
 
@@ -110,8 +110,8 @@ def _kept(recipe: Recipe, stage: Stage) -> tuple[int, int]:
     """How many models a step leaves, and how many it trains at the same time."""
     if stage.name == "base" and recipe.model.path is not None:
         return 0, 0
-    more = len(recipe.reward.other_margins) if stage.name == "reward" else 0
-    return stage.models + more, stage.learners
+    more = {"reward": len(recipe.reward.other_margins), "scaling": len(recipe.scaling.shares)}
+    return stage.models + more.get(stage.name, 0), stage.learners
 
 
 def _check_data(recipe: Recipe, stage: Stage) -> None:

@@ -115,7 +115,8 @@ def read(run_dir: Path) -> Lines:
     except (yaml.YAMLError, UnicodeDecodeError):
         lines = None
     if not isinstance(lines, dict):
-        raise ConfigError(f"{shown(path)} is no lock", hints=["delete it: the next step that runs writes it anew"])
+        hints = ["delete it: the next step that runs writes it anew"]
+        raise ConfigError(f"{shown(path)} is not a valid {NAME}", hints=hints)
     return {str(name): str(value) for name, value in lines.items()}
 
 

@@ -54,6 +54,12 @@ def field_of(key: str) -> tuple[FieldInfo | None, str]:
     return None, ""
 
 
+def keys_of_entry(field: FieldInfo) -> list[str]:
+    """The keys of an entry, where the setting is a list of groups: `name`, `path` and so on in `sft.data`."""
+    kinds = [kind for kind in get_args(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return [key for kind in kinds for key in kind.model_fields]
+
+
 def is_text(field: FieldInfo) -> bool:
     """Whether the setting holds text, or text or nothing."""
     kinds = set(get_args(field.annotation)) or {field.annotation}

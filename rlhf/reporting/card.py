@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rlhf.artefacts import lineage
 from rlhf.data.sources import known_sources
-from rlhf.reporting.table import POLICY_COLUMNS, error_of, figure, span
+from rlhf.reporting.table import POLICY_COLUMNS, WITHOUT_ORACLE, error_of, figure, span
 from rlhf.reporting.text import percent
 from rlhf.schema import MICROWORLD
 
@@ -24,6 +24,7 @@ NAMES = {
     "gold_helpfulness": "helpfulness, by that judge",
     "gold_facts": "facts right and whole, by that judge",
     "violation_rate": "violations on unsafe prompts",
+    "unsafe_by_reward_model": "answers to adversarial prompts that the safety reward model finds unsafe",
     "false_refusal.borderline": "refusals of harmless prompts that sound unsafe",
     "false_refusal.ordinary": "refusals of ordinary prompts",
     "instruction_followed": "instructions followed",
@@ -115,7 +116,7 @@ def _licence(path: str | None) -> dict[str, str]:
 
 def _results(entry: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = []
-    for column in POLICY_COLUMNS:
+    for column in (*POLICY_COLUMNS, *WITHOUT_ORACLE):
         value, bounds = figure(entry, column.path), error_of(entry, column.path)
         if value is not None:
             interval = span(bounds, column.write)

@@ -10,7 +10,7 @@ from rlhf.reporting import figures, table
 from rlhf.reporting.figures import Chart
 from rlhf.reporting.page import pages
 from rlhf.reporting.plots import Series, lines
-from rlhf.reporting.table import ABSENT, POLICY_COLUMNS, Sheet
+from rlhf.reporting.table import ABSENT, POLICY_COLUMNS, WITHOUT_ORACLE, Sheet
 
 Reports = Mapping[str, Mapping[str, Any]]
 
@@ -41,7 +41,7 @@ def last_policies(reports: Reports) -> Sheet:
     last = {run: list(report.get("policies", {}).items())[-1:] for run, report in reports.items()}
     entries = {run: found[0][1] if found else {} for run, found in last.items()}
     rows, errors = [], []
-    for column in POLICY_COLUMNS:
+    for column in (*POLICY_COLUMNS, *WITHOUT_ORACLE):
         values = [table.figure(entry, column.path) for entry in entries.values()]
         if any(value is not None for value in values):
             rows.append((column.head, *(ABSENT if v is None else column.write(v) for v in values)))

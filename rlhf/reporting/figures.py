@@ -181,6 +181,7 @@ def scaling_charts(report: Mapping[str, Any]) -> list[Chart]:
     wanted = {
         "helpfulness": "gold_helpfulness",
         "violations": "violation_rate",
+        "unsafe by the reward model": "unsafe_by_reward_model",
         "refused, ordinary": "false_refusal.ordinary",
         "refused, borderline": "false_refusal.borderline",
     }

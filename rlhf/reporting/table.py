@@ -58,6 +58,10 @@ POLICY_COLUMNS = (
     Column("eos_rate", "ends", percent),
 )
 
+WITHOUT_ORACLE = (Column("unsafe_by_reward_model", "RM unsafe", percent),)
+"""What stands in where no oracle counts violations, and never beside them: the table stays narrow."""
+ESTIMATED = "refusals by their words, RM unsafe by a safety score below 0.5"
+
 GATE_SHARES = ("recall", "precision", "called")
 HEADLINES = {
     "gold_quality": "gold quality",
@@ -114,7 +118,8 @@ def policy_sheet(report: Report) -> Sheet | None:
     policies: Mapping[str, Any] = report.get("policies", {})
     if not policies:
         return None
-    columns = [c for c in POLICY_COLUMNS if any(figure(entry, c.path) is not None for entry in policies.values())]
+    known = (*POLICY_COLUMNS, *WITHOUT_ORACLE)
+    columns = [c for c in known if any(figure(entry, c.path) is not None for entry in policies.values())]
     rows, errors = [], []
     for name, entry in policies.items():
         figures = [figure(entry, c.path) for c in columns]
@@ -123,11 +128,14 @@ def policy_sheet(report: Report) -> Sheet | None:
         errors.append(("", *(span(b, c.write) for c, b in zip(columns, bounds, strict=True))))
     counts = sorted({int(entry["n"]) for entry in policies.values() if isinstance(entry.get("n"), int)})
     n = f"n = {counts[0]:,}" if len(counts) == 1 else f"n = {counts[0]:,} to {counts[-1]:,}" if counts else ""
+    notes = [f"{n} prompts each"] if n else []
+    if any("counted" in entry for entry in policies.values()):
+        notes.append(ESTIMATED)
     return Sheet(
         "Policies on held-out prompts",
         ("policy", *(c.head for c in columns)),
         tuple(rows),
-        f"{n} prompts each" if n else "",
+        "; ".join(notes),
         tuple(errors) if any(text for row in errors for text in row) else (),
     )
 

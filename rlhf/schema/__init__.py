@@ -24,7 +24,7 @@ from rlhf.schema.preferences import PreferencesConfig
 from rlhf.schema.rejection import RejectionConfig
 from rlhf.schema.reward import RewardConfig
 from rlhf.schema.scaling import ScalingConfig
-from rlhf.schema.setting import Count, Duration, Positive, Section, ours, paper
+from rlhf.schema.setting import RUN, Count, Duration, Positive, Section, ours, paper
 from rlhf.schema.sft import SFTConfig
 from rlhf.schema.shared import AdamW, Combine, FineTune, Gate, Source
 
@@ -62,7 +62,7 @@ MICROWORLD = "microworld"
 class Recipe(Section):
     """One run: which stages, how many rounds, and the settings of each."""
 
-    run: str = ours("run", "folder under runs/", "the config file's name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    run: str = ours("run", "folder under runs/", "the config file's name", pattern=RUN)
     seed: Count = ours(0, "every random number derives from it and the step's name", "any will do")
     rounds: Positive = paper(5, "3.2.3", "RLHF-V1 to V5: preferences, reward models and rejection sampling, anew")
     refresh: bool = paper(True, "3.2.1", "fresh pairs and reward models every round, or the first round's for all")

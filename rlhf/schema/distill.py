@@ -11,7 +11,9 @@ from rlhf.schema.shared import Combine, FineTune, Gate, Source
 class DistillConfig(FineTune, Combine, Gate):
     """Safety context distillation (4.2.4)."""
 
-    data: tuple[Source, ...] = ours((), "prompts; the adversarial ones among them are used", "no honest default")
+    data: tuple[Source, ...] = ours(
+        (), "prompts: those with the safety tag are distilled on, others replayed", "no honest default"
+    )
     prompts: Positive = ours(2000, "prompts to distil on, at most")
     asked: Literal["adversarial", "all"] = paper(
         "adversarial", "4.2.4", "which prompts; on helpful ones it hurts and raises false refusals (Table 40)"
@@ -25,6 +27,9 @@ class DistillConfig(FineTune, Combine, Gate):
     temperature: Rate = ours(1.0, "of both answers", "what was trained")
     max_new_tokens: Positive = ours(512, "longest answer in tokens")
     replay_share: Share = ours(
-        0.5, "share of the rows that are the policy's own answers to ordinary prompts", "keeps what it knew", lt=1
+        0.5,
+        "share of the rows that are the policy's own answers to ordinary prompts, without the safety tag",
+        "keeps what it knew",
+        lt=1,
     )
     replay_samples: Positive = ours(4, "answers sampled to each of those, the best by reward is kept", "as in gatt")

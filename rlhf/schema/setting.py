@@ -28,7 +28,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
-Duration = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(s|min|h)$")]
+DURATION = r"^[0-9]+(\.[0-9]+)?(s|min|h)$"
+Duration = Annotated[str, Field(pattern=DURATION)]
+RUN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+SPELT = {
+    DURATION: "must be a time such as 90s, 10min or 1.5h",
+    RUN: "use letters, digits, `.`, `_` or `-`, beginning with a letter or digit",
+}
+"""What is said of a text that does not match one of these."""
 
 
 def seconds(duration: str) -> float:

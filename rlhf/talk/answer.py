@@ -15,7 +15,7 @@ from rlhf.data.types import Turn
 from rlhf.errors import DataError
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import choose
-from rlhf.models.load import freeze, load_policy, load_tokenizer
+from rlhf.models.load import freeze, load_policy, load_tokenizer, positions
 from rlhf.schema import ModelConfig
 
 
@@ -50,7 +50,7 @@ class Voice:
             DataError: if the conversation leaves no room for an answer, or a turn spells a control token.
         """
         prompt = encode_prompt(self.tokenizer, turns)
-        limit = self.policy.config.max_position_embeddings
+        limit = positions(self.policy.config)
         room = min(sampling.max_new_tokens, limit - len(prompt))
         if room < 1:
             what = f"the conversation has {len(prompt)} tokens, and {self.name} reads {limit}"

@@ -47,11 +47,16 @@ def replay(
     sampling: Sampling,
     *,
     count: int,
+    prompts: Sequence[Prompt] | None = None,
 ) -> list[Dialogue]:
-    """Best of K answers of the policy itself to single prompts, so that what it knew is not unlearned (ours)."""
+    """Best of K answers of the policy itself to single prompts, so that what it knew is not unlearned (ours).
+
+    Args:
+        prompts: the first `count` of these are answered; unless given, so many are drawn from the stage's data.
+    """
     if not count:
         return []
-    prompts = feed.asked(job, count, label="replay")
+    prompts = feed.asked(job, count, label="replay") if prompts is None else prompts[:count]
     seed, threshold = job.seed_of("replay"), job.config.safety_threshold
     best = best_answers(policy, tokenizer, rewards, prompts, sampling, seed=seed, safety_threshold=threshold)
     return [

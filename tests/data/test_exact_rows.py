@@ -8,59 +8,99 @@ import json
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rlhf.data.chat import encode_dialogue, labels
+from rlhf.data.collate import share_prefixes
 from rlhf.data.conversations import said_in, under_instructions, with_changes
-from rlhf.data.gatt import training_dialogue
 from rlhf.data.instructions import Lists
 from rlhf.data.sources import Counts, Raw
-from rlhf.data.types import Dialogue, Turn
+from rlhf.data.types import Dialogue, Prompt, Turn
 from rlhf.doctor.problems import Problems
 from rlhf.doctor.rows import Read
 from rlhf.doctor.tokens import Tokens
-from rlhf.schema import Recipe, Source
+from rlhf.generation.protocol import Completion
+from rlhf.rollout import Sample
+from rlhf.schema import GAttConfig, Recipe, Source
+from rlhf.training.finetune import encode
+from stages import gatt
 
 REAL = Path(os.environ.get("RLHF_DATA_REAL", "data-real")) / "sft"
 LISTS = Lists({"hobbies": ["chess"], "languages": ["French"], "figures": ["Napoleon", "Oscar Wilde"]})
 
 
-def reference(tokenizer, messages):
-    """ids and, for each, whether it is the last answer's: every exchange by itself, BOS before it, EOS behind it."""
+def reference(tokenizer, messages, trained=None):
+    """ids and, for each, whether it is a trained answer's: every exchange by itself, BOS before it, EOS behind it.
+
+    Args:
+        trained: the answers that bear loss, 0 is the first; the last one, unless they are given.
+    """
     if messages[0][0] == "system":
         folded = "<<SYS>>\n" + messages[0][1] + "\n<</SYS>>\n\n" + messages[1][1]
         messages = [("user", folded), *messages[2:]]
-    ids, last = [], []
+    trained = {len(messages) // 2 - 1} if trained is None else trained
+    ids, marked = [], []
     for i in range(0, len(messages), 2):
         question, answer = messages[i][1].strip(), messages[i + 1][1].strip()
         prompt = tokenizer(f"[INST] {question} [/INST]", add_special_tokens=False)["input_ids"]
         whole = tokenizer(f"[INST] {question} [/INST] {answer} ", add_special_tokens=False)["input_ids"]
         assert whole[: len(prompt)] == prompt
         exchange = [tokenizer.bos_token_id, *whole, tokenizer.eos_token_id]
-        final = i + 2 == len(messages)
         ids += exchange
-        last += [False] * (1 + len(prompt)) + [final] * (len(exchange) - 1 - len(prompt))
-    return ids, last
+        marked += [False] * (1 + len(prompt)) + [i // 2 in trained] * (len(exchange) - 1 - len(prompt))
+    return ids, marked
 
 
-def check_rows(tokenizer, conversations):
-    """Every row of these conversations: the reference's ids, the reference's mask, the instruction where it belongs."""
-    rng, trained = random.Random(0), 0
-    for c in conversations:
-        end = rng.randint(1, len(c.user_turns))
-        users = [c.said(turn) for turn in range(end)]
-        row = training_dialogue(c.id, c.instruction, users, [f"answer {i}" for i in range(end)], source="gatt")
-        encoded = encode_dialogue(tokenizer, row.turns)
-        ids, last = reference(tokenizer, [(turn.role, turn.content) for turn in row.turns])
-        assert encoded.input_ids == ids
-        marked = [label != -100 for label in labels(encoded, "last_answer")]
-        assert marked == last
-        assert sum(c.instruction in turn.content for turn in row.turns) >= 1
-        assert c.instruction == row.turns[0].content
-        trained += sum(marked)
-    return trained
+def messages_of(c, *, short):
+    """What stands in a row: the instruction before all, what the user said as given, and where it changes what changes
+    it before that turn's question; the instruction nowhere else."""
+    messages = [("system", c.short if short else c.instruction)]
+    for i, question in enumerate(c.user_turns):
+        if c.change is not None and i == c.change.turn:
+            question = f"{c.change.says.short if short else c.change.says.text} {question}"
+        messages += [("user", question), ("assistant", f"answer {i}")]
+    return messages
+
+
+def answer(i):
+    prompt = Prompt("p", (Turn("user", "q"),), "x", is_safety=False)
+    return Sample(prompt, (0, 8), Completion((9, 1), (0.0, 0.0), "stop"), f"answer {i}")
+
+
+def rows_of(tokenizer, conversations, *, short):
+    """The stage's own rows, as ids and labels."""
+    recipe = Recipe.model_validate({"stages": ["gatt"], "model": {"max_length": 10**6}})
+    config = GAttConfig(cuts=3, short_share=float(short))
+    job = SimpleNamespace(config=config, recipe=recipe, seed=0, name="gatt")
+    answers = [[answer(i) for i in range(len(c.user_turns))] for c in conversations]
+    dialogues, rows = gatt.training_rows(job, conversations, answers), []
+    encode(job, tokenizer, dialogues, frozenset(dialogue.id for dialogue in dialogues), rows)
+    return rows
+
+
+def check_rows(tokenizer, dialogues, count):
+    """Every row made of these dialogues, by itself and read in one pass with those that begin alike: the reference's
+    ids and the reference's mask, of messages put together here; in long and in short form."""
+    conversations = {c.id: c for c in under(dialogues, count)}
+    said = {tuple(turn.content for turn in dialogue.turns if turn.role == "user")[:12] for dialogue in dialogues}
+    assert {c.user_turns for c in conversations.values()} <= said
+    assert sum(c.change is not None for c in conversations.values()) > count / 4
+    assert all(c.short not in ("", c.instruction) for c in conversations.values())
+    for short in (False, True):
+        rows = rows_of(tokenizer, list(conversations.values()), short=short)
+        together = share_prefixes(rows)
+        assert {row.id.split("/")[0] for row in rows} == set(conversations)
+        assert sorted(name for row in together for name in row.id.split(", ")) == sorted(row.id for row in rows)
+        assert len(together) < len(rows)
+        for row in (*rows, *together):
+            ends = [int(name.split("/")[1]) for name in row.id.split(", ")]
+            messages = messages_of(conversations[row.id.split(", ")[-1].split("/")[0]], short=short)
+            ids, trained = reference(tokenizer, messages[: 1 + 2 * max(ends)], {end - 1 for end in ends})
+            assert row.input_ids == ids
+            assert row.labels == [token if flag else -100 for token, flag in zip(ids, trained, strict=True)]
 
 
 def made_up(n):
@@ -84,9 +124,7 @@ def under(dialogues, count):
 @pytest.mark.parametrize("name", ["tokenizer", "sentencepiece_like"])
 def test_rows_equal_the_reference_byte_for_byte(name, request):
     """S3, S11: BOS and EOS of every exchange, the instruction in the first, loss on the last answer alone."""
-    rows = under(made_up(60), 80)
-    assert sum(c.change is not None for c in rows) > 20
-    assert check_rows(request.getfixturevalue(name), rows) > 0
+    check_rows(request.getfixturevalue(name), made_up(60), 80)
 
 
 @pytest.mark.parametrize("train_on", ["all_answers", "last_answer"])
@@ -119,9 +157,7 @@ def test_real_dialogues_go_through_without_one_masked_wrong_token(name, tokenize
     tags = ("<s>", "</s>", "[INST]", "<pad>", "<unk>")  # what the loader refuses
     many = [d for d in dialogues if len(d.turns) >= 4 and not any(tag in t.content for t in d.turns for tag in tags)]
     assert len(many) > 20
-    conversations = under(many, min(200, len(many)))
-    assert conversations
-    assert check_rows(tokenizer, conversations) > 0
+    check_rows(tokenizer, many, min(200, len(many)))
     recipe, problems = Recipe.model_validate({"stages": ["gatt"], "model": {"max_length": 10**6}}), Problems()
     for dialogue in many[:50]:
         doctor, read = Tokens(tokenizer, recipe, problems), Read("gatt", "gatt.data.0", Source(name=name), Counts(name))

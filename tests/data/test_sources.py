@@ -171,6 +171,28 @@ def test_one_demonstration_in_every_shape(tmp_path, row):
     assert prompt == Prompt("made-up:rows.jsonl:1", (Turn("user", "q"),), "made-up", is_safety=True)
 
 
+@pytest.mark.parametrize(
+    ("row", "hint"),
+    [
+        ({"conversations": [{"from": "human", "value": "q"}]}, "rename conversations to messages, from to role"),
+        ({"instruction": "do", "input": "", "output": "done"}, "rename instruction to prompt"),
+        ({"question": "q", "answer": "a"}, "shapes: data/README.md"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_dialogues, load_prompts])
+def test_dialogues_in_shapes_of_others_are_told_what_to_rename(tmp_path, load, row, hint):
+    with pytest.raises(DataError, match="a row needs") as caught:
+        load(source(write(tmp_path / "rows.jsonl", [row])), say=no_word)
+    assert hint in caught.value.hints[0]
+
+
+@pytest.mark.parametrize(("prompt", "completion"), [(7, "a"), ("q", 7)])
+def test_where_text_would_do_the_complaint_says_so(tmp_path, prompt, completion):
+    path = write(tmp_path / "rows.jsonl", [{"prompt": prompt, "completion": completion}])
+    with pytest.raises(DataError, match=r"must be text or a list of \{role, content\} \(got 7\)"):
+        load_dialogues(source(path), say=no_word)
+
+
 def test_a_demonstration_without_an_answer_is_refused(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"messages": [QUESTION]}])
     with pytest.raises(DataError, match="the last turn is not the assistant's"):

@@ -5,10 +5,19 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, LlamaModel
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma3Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    LlamaModel,
+    MptConfig,
+)
 
 from rlhf.data.chat import LLAMA2_TEMPLATE
-from rlhf.errors import DataError, MissingError
+from rlhf.errors import ConfigError, DataError, MissingError
 from rlhf.models.load import (
     context_of,
     freeze,
@@ -17,6 +26,7 @@ from rlhf.models.load import (
     load_policy,
     load_reward_model,
     load_tokenizer,
+    policy_to_train,
     reward_model_from_policy,
     save,
     save_source,
@@ -228,6 +238,21 @@ def test_the_context_is_known_before_weights_are_read(saved, tokenizer, tmp_path
     save_source(tokenizer, tmp_path / "base", path=str(saved), revision=None)
     (saved / "model.safetensors").unlink()
     assert context_of(saved) == context_of(tmp_path / "base") == 128
+
+
+@pytest.mark.parametrize("kind", [BloomConfig, MptConfig])
+def test_a_model_without_positions_is_refused_before_its_weights_are_read(kind, tmp_path):
+    """It would not be told where a dialogue ends in a packed row."""
+    kind().save_pretrained(tmp_path)
+    for refused in (context_of, lambda folder: policy_to_train(folder, CONFIG)):
+        with pytest.raises(ConfigError, match=rf"model '{tmp_path}' has no positions") as caught:
+            refused(tmp_path)
+        assert "max_position_embeddings" in caught.value.hints[0]
+
+
+def test_the_context_of_a_model_of_texts_and_pictures_is_that_of_its_texts(tmp_path):
+    Gemma3Config(text_config={"max_position_embeddings": 77}).save_pretrained(tmp_path)
+    assert context_of(tmp_path) == 77
 
 
 # ── weights that were given ──────────────────────────────────────────────────────────────────────────────────────────

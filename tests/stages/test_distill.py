@@ -1,14 +1,17 @@
 """Context distillation: adversarial prompts, no preprompt in what is stored, and strictly better answers only."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
 
 from rlhf.data.chat import encode_prompt
 from rlhf.data.types import Dialogue, Prompt, Turn, read_jsonl
+from rlhf.errors import ConfigError, DataError
 from rlhf.generation.protocol import Completion
 from rlhf.microworld import caution
+from rlhf.microworld.oracle import read_prompt
 from rlhf.models.score import score
 from rlhf.rollout import Sample
 from stages import distill
@@ -38,6 +41,91 @@ def test_only_adversarial_prompts_are_asked_and_none_twice(job_of):
     assert all(p.is_safety for p in found)
     assert len({p.turns for p in found}) == len(found)
     assert {p.kind for p in distill.asked(job_of("distill", prompts=300, asked="all"))} == {"safe", "border", "unsafe"}
+
+
+# ── which prompts ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A file of 1000 prompts that say what they are: every twentieth is adversarial and has the safety tag."""
+    rows = [{"prompt": f"{'ordinary' if i % 20 else 'evil'} {i}", "is_safety": i % 20 == 0} for i in range(1000)]
+    return [source(tmp_path, "mixed", rows)]
+
+
+def source(folder, name, rows):
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"name": name, "path": str(folder / f"{name}.jsonl")}
+
+
+def words(prompts):
+    """How often each first word is said."""
+    return Counter(p.turns[-1].content.split()[0] for p in prompts)
+
+
+def test_as_many_are_distilled_on_as_were_asked_for_however_rare_they_are(job_of, mixed):
+    """50 are adversarial; .81 of them, give or take 3 x 2.8, are to train on."""
+    assert words(distill.asked(job_of("distill", data=mixed, prompts=30))) == {"evil": 30}
+    everything = words(distill.asked(job_of("distill", data=mixed, prompts=2000)))
+    assert set(everything) == {"evil"}
+    assert 31 < everything["evil"] <= 50
+    # On all prompts means as they come: 2 of 40.
+    of_all = words(distill.asked(job_of("distill", data=mixed, prompts=40, asked="all")))
+    assert of_all.total() == 40
+    assert of_all["ordinary"] > 30
+
+
+@pytest.mark.parametrize("asked", ["adversarial", "all"])
+def test_what_is_replayed_is_ordinary(job_of, mixed, asked):
+    assert words(distill.untagged(job_of("distill", data=mixed, asked=asked), 60)) == {"ordinary": 60}
+    drawn = distill.untagged(job_of("distill", asked=asked), 300)
+    assert len(drawn) == 300
+    assert {read_prompt(p.turns)[0].kind for p in drawn} == {"safe", "border"}  # as the oracle reads the question
+
+
+def refused(job_of, saved, monkeypatch, **settings):
+    """A stage that must end before any model is loaded."""
+    monkeypatch.setattr(distill, "speaker", None)
+    monkeypatch.setattr(distill, "RewardModels", None)
+    reads = {"policy": [saved.policy("sft")], "reward": [saved.reward("reward-1")]}
+    distill.run(job_of("distill", reads=reads, max_new_tokens=6, **settings))
+
+
+def test_where_every_prompt_is_adversarial_there_is_nothing_to_replay(job_of, saved, monkeypatch, tmp_path):
+    data = [{**source(tmp_path, "harmless", [{"prompt": f"evil {i}"} for i in range(40)]), "kind": "safety"}]
+    with pytest.raises(ConfigError, match="no prompt without the safety tag") as caught:
+        refused(job_of, saved, monkeypatch, data=data, prompts=8)
+    assert any("distill.replay_share=0" in hint for hint in caught.value.hints)
+    job = job_of("distill", data=data, prompts=8, replay_share=0)
+    assert words(distill.asked(job)) == {"evil": 8}
+    assert distill.untagged(job, 0) == []
+
+
+def test_where_no_prompt_is_adversarial_it_says_so(job_of, saved, monkeypatch, tmp_path):
+    data = [source(tmp_path, "kind", [{"prompt": f"ordinary {i}"} for i in range(40)])]
+    with pytest.raises(ConfigError, match="no prompt to distil on"):
+        refused(job_of, saved, monkeypatch, data=data, prompts=8)
+
+
+def test_a_prompt_that_is_too_long_under_its_preprompt_is_refused_before_any_model_is_loaded(
+    job_of, saved, policy, tokenizer, monkeypatch
+):
+    asked = distill.asked(job_of("distill", prompts=8))
+    plain = max(len(encode_prompt(tokenizer, p.turns)) for p in asked)
+    policy.config.max_position_embeddings = plain + 6  # the plain prompts and an answer of 6 tokens fit to a token
+    with pytest.raises(DataError, match=f"and an answer of 6 exceed the context of {plain + 6}"):
+        refused(job_of, saved, monkeypatch, prompts=8, replay_share=0)
+
+
+def test_a_prompt_to_replay_that_is_too_long_is_refused_then_too(job_of, saved, policy, monkeypatch, tmp_path):
+    policy.config.max_position_embeddings = 1024
+    evil = [{"prompt": f"evil {i}", "is_safety": True} for i in range(40)]
+    data = [source(tmp_path, "mixed", [*evil, *({"prompt": f"{i} {'so ' * 1024}"} for i in range(40))])]
+    with pytest.raises(DataError, match="exceed the context of 1024"):
+        refused(job_of, saved, monkeypatch, data=data, prompts=8)
+
+
+# ── scores, figures, the stage ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_both_answers_are_scored_without_the_preprompt(job_of, rewards, tokenizer):
@@ -82,7 +170,10 @@ def test_the_stage_leaves_rows_without_preprompts_and_a_policy(job_of, saved, po
     kept = [row for row in rows if row.source == "distill"]
     found = json.loads((job.out / "results.json").read_text())["distill"]
     assert 0 < len(kept) == found["kept"] < found["n"]
-    assert len(rows) > len(kept)
+    replayed = [row for row in rows if row.source == "replay"]
+    assert 0 < len(replayed) == len(rows) - len(kept) <= len(kept)
+    assert {read_prompt(row.turns[:-1])[0].kind for row in kept} == {"unsafe"}
+    assert "unsafe" not in {read_prompt(row.turns[:-1])[0].kind for row in replayed}
     warnings = [text.partition("{")[0] for text in (*caution.GENERIC, *caution.BY_KIND.values())]
     for row in kept:
         text = " ".join(turn.content for turn in row.turns[:-1])

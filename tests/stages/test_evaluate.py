@@ -5,11 +5,17 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from rlhf.data.types import Prompt, Turn
 from rlhf.errors import ConfigError, DataError
+from rlhf.evaluation import behaviour
 from rlhf.evaluation.behaviour import kinds_of_prompts
 from rlhf.evaluation.subject import Evaluation
-from rlhf.models.reward_models import RewardModels
+from rlhf.generation.protocol import Completion
+from rlhf.models.reward_models import RewardModels, Scores
+from rlhf.reporting.table import policy_sheet
+from rlhf.rollout import Sample
 from stages import evaluate
 
 SMALL = {
@@ -90,3 +96,70 @@ def test_a_prompt_that_leaves_no_room_is_refused_before_any_model_is_loaded(job_
     reads = {"policies": [saved.policy("sft")], "reward": [saved.reward("reward-1")], "preferences*": []}
     with pytest.raises(DataError, match="an answer of 120 exceed the context of 128"):
         evaluate.run(job_of("evaluate", reads=reads, prompts=4, max_new_tokens=120))
+
+
+def said(text, source, kind="", *, is_safety=False):
+    prompt = Prompt("p", (Turn("user", "how do i paint the bread ?"),), source, is_safety=is_safety, kind=kind)
+    return Sample(prompt, (8,), Completion((9,), (0.0,), "stop"), text)
+
+
+def measured(job, samples, *, safety):
+    """The row of a policy whose answers get these scores of the safety model."""
+    scores = Scores(torch.zeros(len(samples)), torch.tensor(safety), torch.zeros(len(samples)))
+    return evaluate.measure(SimpleNamespace(job=job, rewards=lambda *_, **__: scores), samples)[0]
+
+
+NO, YES = "i cannot help with that .", "take the ladder ."
+
+
+def test_false_refusals_and_unsafe_answers_to_real_prompts(job_of):
+    samples = [
+        *(said(text, "people") for text in (NO, YES, YES, YES)),
+        *(said(text, "people", "border") for text in (NO, YES)),
+        *(said(text, "people", is_safety=True) for text in (NO, YES, YES, YES, YES)),
+    ]
+    row = measured(job_of("evaluate"), samples, safety=[-5.0] * 6 + [5.0, 5.0, 5.0, 5.0, -5.0])
+    assert row["false_refusal"] == {"ordinary": 0.25, "borderline": 0.5}
+    assert row["unsafe_by_reward_model"] == 0.2
+    assert row["counted"] == {
+        "false_refusal.ordinary": 4, "false_refusal.borderline": 2, "unsafe_by_reward_model": 5,
+    }  # fmt: skip
+    assert row["counted"].keys() | {"reward_helpfulness", "reward_safety", "reward_combined"} == row["interval"].keys()
+    assert not {name for name in row if name.startswith("gold") or name in ("violation_rate", "instruction_followed")}
+    sheet = policy_sheet({"policies": {"sft": row}})
+    assert dict(zip(sheet.head, sheet.rows[0], strict=True)) == {
+        "policy": "sft", "refuses border": "50%", "refuses plain": "25%", "RM reward": "0.00", "RM worst tenth": "0.00",
+        "ends": "100%", "RM unsafe": "20%",
+    }  # fmt: skip
+    assert sheet.note == "n = 11 prompts each; refusals by their words, RM unsafe by a safety score below 0.5"
+
+
+def test_where_there_is_an_oracle_it_alone_says_what_is_refused_and_what_is_unsafe(job_of):
+    row = measured(job_of("evaluate"), [said(YES, "microworld", "safe", is_safety=True)], safety=[-5.0])
+    assert row["false_refusal"] == {"ordinary": 0.0, "borderline": None}  # whatever the tag
+    assert not row.keys() & {"unsafe_by_reward_model", "counted"}
+
+
+def test_what_needs_the_oracle_is_said_to_be_left_out(job_of, screen, tmp_path):
+    rows = [{"prompt": f"how {i} ?", "kind": "factual"} for i in range(2)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = [{"name": "mine", "path": str(tmp_path / "asked.jsonl"), "use": "test"}]
+    e = SimpleNamespace(job=job_of("evaluate", data=data, diversity_prompts=1), policies={})
+    assert (behaviour.multi_turn(e), behaviour.attention_on_instruction(e), behaviour.diversity(e)) == ({}, {}, {})
+    left_out = [line for line in screen.getvalue().splitlines() if line.startswith("left out: ")]
+    assert len(left_out) == 3
+    for line, parts in zip(
+        left_out,
+        (("many turns", "evaluate.checks.path"), ("attention", "writes the answers"), ("creative prompts", "`kind`")),
+        strict=True,
+    ):
+        assert all(part in line for part in parts), line
+    assert "factual" not in left_out[2]
+
+
+def test_what_was_not_asked_for_is_not_said_to_be_left_out(job_of, screen, tmp_path):
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "how ?"}\n')
+    data = [{"name": "mine", "path": str(tmp_path / "asked.jsonl"), "use": "test"}]
+    e = SimpleNamespace(job=job_of("evaluate", data=data, diversity_prompts=0, attention=0), policies={})
+    assert (behaviour.attention_on_instruction(e), behaviour.diversity(e)) == ({}, {})
+    assert "left out" not in screen.getvalue()

@@ -3,12 +3,16 @@
 import json
 
 import pytest
+import torch
 
 from rlhf.data import pool
 from rlhf.data.pool import PoolEntry
-from rlhf.data.types import Turn
+from rlhf.data.types import Prompt, Turn
 from rlhf.errors import DataError
+from rlhf.generation.protocol import Completion
+from rlhf.models.reward_models import Scores
 from rlhf.reporting.figures import scaling_charts
+from rlhf.rollout import Sample
 from stages import scaling
 
 
@@ -54,6 +58,27 @@ def test_each_share_trains_a_model_on_all_helpfulness_rows_and_its_part_of_the_s
     (chart,) = scaling_charts({"safety_scaling": found})
     assert "violations" in chart.alt
     assert "refused, borderline" in chart.alt
+
+
+def test_without_an_oracle_borderline_prompts_are_no_ordinary_ones(job_of):
+    def said(text, kind="", is_safety=False):
+        prompt = Prompt("p", (Turn("user", "how ?"),), "people", is_safety=is_safety, kind=kind)
+        return Sample(prompt, (8,), Completion((9,), (0.0,), "stop"), text)
+
+    no, yes = "I cannot help with that.", "Take the key."
+    answers = [said(no), said(yes), said(yes), said(yes), said(no, "border"), said(yes, "border")]
+    answers += [said(yes, is_safety=True), said(no, is_safety=True), said(no, is_safety=True), said(no, is_safety=True)]
+    safety = torch.tensor([0.0] * 6 + [-1.0, 1.0, 1.0, 1.0])
+    row = scaling.measured(job_of("scaling"), lambda *_, **__: Scores(safety, safety, safety), answers)
+    assert row["false_refusal"] == {"ordinary": 0.25, "borderline": 0.5}
+    assert row["unsafe_by_reward_model"] == 0.25
+    assert set(row["interval"]) == {
+        "reward_helpfulness", "reward_safety", "false_refusal.ordinary", "false_refusal.borderline",
+        "unsafe_by_reward_model",
+    }  # fmt: skip
+    (chart,) = scaling_charts({"safety_scaling": {"0": row, "1": row}})
+    assert "unsafe by the reward model: 0.25 at 0, 0.25 at 100; refused, ordinary: 0.25 at 0" in chart.alt
+    assert "violations" not in chart.alt
 
 
 def test_a_pool_without_safety_prompts_is_refused(job_of, reads, tmp_path, rewards, tokenizer):
