@@ -99,7 +99,7 @@ def test_a_set_of_the_hub_is_locked_by_its_commit():
 @pytest.mark.parametrize("text", ["- a", "{", "a: !!python/object/apply:os.system [id]"])
 def test_what_is_no_lock_is_refused(tmp_path, text):
     (tmp_path / "rlhf.lock").write_text(text)
-    with pytest.raises(Exception, match=r"no lock|would make an object") as caught:
+    with pytest.raises(Exception, match=r"not a valid rlhf\.lock|would make an object") as caught:
         lock.read(tmp_path)
     assert caught.value.exit_code in (2, 77)
 
