@@ -57,6 +57,14 @@ class Sample:
     def finished(self) -> bool:
         return self.completion.finish_reason == "stop"
 
+    @property
+    def usable(self) -> bool:
+        """Whether it can be an example: it says something, and ended by itself.
+
+        What was cut off has no EOS of its own; whoever learned from it as if it had one would learn to stop anywhere.
+        """
+        return self.finished and bool(self.text)
+
 
 def sampler(generation: GenerationConfig, checkpoint: Path, model: ModelConfig) -> Engine:
     """The engine that `generation.engine` names, with the weights of this checkpoint."""

@@ -120,7 +120,7 @@ def kept_rows(
     everything = job.config.keep == "all"
     rows = []
     for prompt, answer, old, new in zip(prompts, distilled, before.tolist(), after.tolist(), strict=True):
-        if answer.text and answer.finished and (everything or new > old):
+        if answer.usable and (everything or new > old):
             rows.append(Dialogue(f"distill-{prompt.id}", (*prompt.turns, Turn("assistant", answer.text)), "distill"))
     return rows
 

@@ -131,7 +131,7 @@ def training_rows(job: Job, conversations: Sequence[Conversation], answers: list
         short = rng.random() < config.short_share
         shown = c.short if short and c.short else c.instruction
         for end in ends(len(replies), config.cuts, rng):
-            if replies[end - 1].text and replies[end - 1].finished:  # an answer that never ended is no example
+            if replies[end - 1].usable:
                 users = [c.said(turn, short=short) for turn in range(end)]
                 rows.append(training_dialogue(f"{c.id}/{end}", shown, users, texts[:end], source="gatt"))
     if not rows:

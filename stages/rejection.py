@@ -38,7 +38,7 @@ def run(job: Job) -> None:
         borrow_round(job)
 
     pool = [entry for path in [*earlier(job), job.out] for entry in pools.read(path / "pool.jsonl").entries]
-    best = [entry for entry in pools.best(pool, rescore(job, rewards, tokenizer, pool)) if usable(entry)]
+    best = [entry for entry in pools.best(pool, rescore(job, rewards, tokenizer, pool)) if entry.usable]
     if not best:
         empty = sum(not entry.completion for entry in pool)
         cut = len(pool) - empty
@@ -191,11 +191,6 @@ def entries(job, samples: list[Sample], scores: Scores, temperature: float) -> l
     ]
 
 
-def usable(entry: PoolEntry) -> bool:
-    """An answer that is empty or never ended is never a target, not even where a prompt has no other."""
-    return entry.finished and bool(entry.completion)
-
-
 def prompt_digest(prompt: Prompt) -> str:
     """The same question asked in another round is the same prompt to the pool."""
     return hashlib.sha256("\0".join(f"{t.role}\0{t.content}" for t in prompt.turns).encode()).hexdigest()[:16]
@@ -206,7 +201,7 @@ def rescore(job, rewards, tokenizer, pool: list[PoolEntry]) -> list[float]:
     rows = [encode_prompt(tokenizer, e.prompt) + encode_completion(tokenizer, e.completion) for e in pool]
     tags = [e.is_safety for e in pool]
     combined = rewards(rows, tags, safety_threshold=job.config.safety_threshold).combined.tolist()
-    return [value if usable(e) else float("-inf") for e, value in zip(pool, combined, strict=True)]
+    return [value if e.usable else float("-inf") for e, value in zip(pool, combined, strict=True)]
 
 
 def mixture(job, best: list[PoolEntry]) -> list[Dialogue]:

@@ -62,7 +62,7 @@ def pooled(job: Job, tokenizer, rewards: RewardModels) -> tuple[list[Dialogue], 
     All are scored by today's reward models, as scores of different rounds cannot be compared.
     """
     entries = [entry for path in job.every("rejection*") for entry in pool.read(path / "pool.jsonl").entries]
-    usable = [entry for entry in entries if entry.finished and entry.completion]
+    usable = [entry for entry in entries if entry.usable]
     rows = [encode_prompt(tokenizer, e.prompt) + encode_completion(tokenizer, e.completion) for e in usable]
     scores = rewards(rows, [e.is_safety for e in usable], safety_threshold=job.config.safety_threshold).combined
     best = pool.best(usable, scores.tolist())

@@ -51,6 +51,11 @@ class PoolEntry:
         """What makes it one and the same sample."""
         return (self.round, self.prompt_id, self.policy, self.seed, self.k)
 
+    @property
+    def usable(self) -> bool:
+        """Whether it can be a target, as `Sample.usable`: not even where a prompt has no other completion."""
+        return self.finished and bool(self.completion)
+
     def to_json(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in self.__slots__}
         return {**fields, "prompt": turns_to_json(self.prompt)}

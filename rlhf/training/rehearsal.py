@@ -62,7 +62,7 @@ def replay(
     return [
         Dialogue(f"replay-{i}", (*s.prompt.turns, Turn("assistant", s.text)), "replay")
         for i, s in enumerate(best)
-        if s.text and s.finished
+        if s.usable
     ]
 
 

@@ -82,7 +82,7 @@ def user_turns(
             answers[i].append(group[0].text or ".")
         swapped = [_swapped(openings[i], users[i], answers[i]) for i in live]
         for i, group in zip(live, sample(policy, tokenizer, swapped, once, seed=seed + 2 * turn + 1), strict=True):
-            if group[0].text and group[0].finished:
+            if group[0].usable:
                 users[i].append(group[0].text)
     return [tuple(said) for said in users]
 

@@ -175,7 +175,7 @@ def test_earlier_rounds_count_or_not(job_of, tmp_path, pool, read):
     ("completion", "finished", "usable"), [("take it .", True, True), ("take it .", False, False), ("", True, False)]
 )
 def test_an_answer_that_is_empty_or_never_ended_is_no_target(completion, finished, usable):
-    assert rejection.usable(entry(completion, finished=finished)) is usable
+    assert entry(completion, finished=finished).usable is usable
 
 
 def test_all_entries_are_scored_anew_by_the_models_of_today(job_of, tokenizer, rewards):
