@@ -154,7 +154,7 @@ def lowest_as_good(best: dict[float, Tensor]) -> float:
 def training_prompts(job, *, side: feed.Side, count: int) -> list[Prompt]:
     """Prompts of both domains, mixed as the annotators' are; others every round, and none twice in one."""
     drawn = feed.asked(job, count, label=f"prompts {side}", side=side)
-    return list({prompt_digest(prompt): prompt for prompt in drawn}.values())
+    return list({pool_id(prompt): prompt for prompt in drawn}.values())
 
 
 def scored(job, rewards: RewardModels, samples: list[Sample]) -> Scores:
@@ -175,7 +175,7 @@ def entries(job, samples: list[Sample], scores: Scores, temperature: float) -> l
     values = zip(scores.helpfulness.tolist(), scores.safety.tolist(), scores.combined.tolist(), strict=True)
     return [
         PoolEntry(
-            prompt_id=prompt_digest(s.prompt),
+            prompt_id=pool_id(s.prompt),
             prompt=s.prompt.turns,
             is_safety=s.prompt.is_safety,
             completion=s.text,
@@ -191,8 +191,11 @@ def entries(job, samples: list[Sample], scores: Scores, temperature: float) -> l
     ]
 
 
-def prompt_digest(prompt: Prompt) -> str:
-    """The same question asked in another round is the same prompt to the pool."""
+def pool_id(prompt: Prompt) -> str:
+    """By what the pool knows a prompt: the same question asked in another round is the same prompt.
+
+    Exactly the same, unlike to the split of sets (rlhf/data/split.py): what a policy answers depends on every letter.
+    """
     return hashlib.sha256("\0".join(f"{t.role}\0{t.content}" for t in prompt.turns).encode()).hexdigest()[:16]
 
 

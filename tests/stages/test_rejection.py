@@ -119,7 +119,7 @@ def test_temperatures_are_tried_on_held_out_prompts_by_the_best_of_k(job_of, pol
 
 def test_a_question_is_known_by_what_is_asked_not_by_its_name():
     same = [prompt("how ?", id="a"), prompt("how ?", id="b"), replace(prompt("how ?"), is_safety=True)]
-    assert len({rejection.prompt_digest(p) for p in same}) == 1
+    assert len({rejection.pool_id(p) for p in same}) == 1
     others = [
         *(prompt("how ?"), prompt("how"), prompt("how ?", system="be kind")),
         replace(prompt(), turns=(Turn("user", "how ?"), Turn("assistant", "so"), Turn("user", "how ?"))),
@@ -127,7 +127,7 @@ def test_a_question_is_known_by_what_is_asked_not_by_its_name():
         replace(prompt(), turns=(Turn("user", "a"), Turn("assistant", "bc"), Turn("user", "d"))),
         replace(prompt(), turns=(Turn("user", "ab"), Turn("assistant", "c"), Turn("user", "d"))),
     ]
-    assert len({rejection.prompt_digest(p) for p in others}) == len(others)
+    assert len({rejection.pool_id(p) for p in others}) == len(others)
 
 
 def test_no_prompt_is_asked_twice_in_a_round_and_other_rounds_ask_others(job_of):
