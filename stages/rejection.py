@@ -9,7 +9,6 @@ from torch import Tensor
 
 from rlhf.data import feed
 from rlhf.data import pool as pools
-from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.data.pool import PoolEntry
 from rlhf.data.types import Dialogue, Prompt, Turn
 from rlhf.errors import MissingError, RlhfError
@@ -20,7 +19,7 @@ from rlhf.models.reward_models import RewardModels, Scores
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample, require_fit, sample, sampler
 from rlhf.training.finetune import fine_tune
-from rlhf.training.rehearsal import share_to_ratio
+from rlhf.training.rehearsal import best_pooled, share_to_ratio
 
 
 def run(job: Job) -> None:
@@ -38,7 +37,7 @@ def run(job: Job) -> None:
         borrow_round(job)
 
     pool = [entry for path in [*earlier(job), job.out] for entry in pools.read(path / "pool.jsonl").entries]
-    best = [entry for entry in pools.best(pool, rescore(job, rewards, tokenizer, pool)) if entry.usable]
+    best = best_pooled(pool, tokenizer, rewards, safety_threshold=config.safety_threshold)
     if not best:
         empty = sum(not entry.completion for entry in pool)
         cut = len(pool) - empty
@@ -197,14 +196,6 @@ def pool_id(prompt: Prompt) -> str:
     Exactly the same, unlike to the split of sets (rlhf/data/split.py): what a policy answers depends on every letter.
     """
     return hashlib.sha256("\0".join(f"{t.role}\0{t.content}" for t in prompt.turns).encode()).hexdigest()[:16]
-
-
-def rescore(job, rewards, tokenizer, pool: list[PoolEntry]) -> list[float]:
-    """All entries by today's reward models, so that rounds compare. An answer that never ended can't be the target."""
-    rows = [encode_prompt(tokenizer, e.prompt) + encode_completion(tokenizer, e.completion) for e in pool]
-    tags = [e.is_safety for e in pool]
-    combined = rewards(rows, tags, safety_threshold=job.config.safety_threshold).combined.tolist()
-    return [value if e.usable else float("-inf") for e, value in zip(pool, combined, strict=True)]
 
 
 def mixture(job, best: list[PoolEntry]) -> list[Dialogue]:

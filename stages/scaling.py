@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from rlhf.data import feed, pool
-from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.data.pool import PoolEntry
 from rlhf.data.types import Dialogue, Prompt, Turn
 from rlhf.errors import DataError
@@ -24,6 +23,7 @@ from rlhf.models.reward_models import RewardModels
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample, sample, speaker
 from rlhf.training.finetune import fine_tune
+from rlhf.training.rehearsal import best_pooled
 
 KINDS = ("safe", "border", "unsafe")
 
@@ -57,15 +57,9 @@ def train(job: Job, tokenizer, helpfulness: list[Dialogue], safety: list[Dialogu
 
 
 def pooled(job: Job, tokenizer, rewards: RewardModels) -> tuple[list[Dialogue], list[Dialogue]]:
-    """The best answer to every prompt of all rounds: to ordinary prompts, and to those with the safety tag.
-
-    All are scored by today's reward models, as scores of different rounds cannot be compared.
-    """
+    """The best answer to every prompt of all rounds: to ordinary prompts, and to those with the safety tag."""
     entries = [entry for path in job.every("rejection*") for entry in pool.read(path / "pool.jsonl").entries]
-    usable = [entry for entry in entries if entry.usable]
-    rows = [encode_prompt(tokenizer, e.prompt) + encode_completion(tokenizer, e.completion) for e in usable]
-    scores = rewards(rows, [e.is_safety for e in usable], safety_threshold=job.config.safety_threshold).combined
-    best = pool.best(usable, scores.tolist())
+    best = best_pooled(entries, tokenizer, rewards, safety_threshold=job.config.safety_threshold)
     sides = [[row(e, i) for i, e in enumerate(best) if e.is_safety is tag] for tag in (False, True)]
     if not all(sides):
         raise DataError("the pool holds no answers to prompts with the safety tag, or no others")

@@ -1,4 +1,4 @@
-"""The best of K answers of a policy to some prompts, and such answers as rows to train on.
+"""The best answers to some prompts, of K sampled now or of all that were pooled, and such answers as rows to train on.
 
 Ghost Attention and context distillation teach a policy one thing; beside it they replay what it knew.
 """
@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.data import feed
+from rlhf.data import feed, pool
+from rlhf.data.chat import encode_completion, encode_prompt
+from rlhf.data.pool import PoolEntry
 from rlhf.data.types import Dialogue, Prompt, Turn
 from rlhf.generation.protocol import Engine, Sampling
 from rlhf.models.reward_models import RewardModels
@@ -37,6 +39,16 @@ def best_answers(
     return [
         max(zip(group, scores[i * k : (i + 1) * k], strict=True), key=preferred)[0] for i, group in enumerate(groups)
     ]
+
+
+def best_pooled(
+    entries: Sequence[PoolEntry], tokenizer: PreTrainedTokenizerBase, rewards: RewardModels, *, safety_threshold: float
+) -> list[PoolEntry]:
+    """Per prompt the best that can be a target, if any; all are scored by these models, so that rounds compare."""
+    rows = [encode_prompt(tokenizer, e.prompt) + encode_completion(tokenizer, e.completion) for e in entries]
+    scores = rewards(rows, [e.is_safety for e in entries], safety_threshold=safety_threshold).combined.tolist()
+    ranked = [value if e.usable else float("-inf") for e, value in zip(entries, scores, strict=True)]
+    return [entry for entry in pool.best(entries, ranked) if entry.usable]
 
 
 def replay(

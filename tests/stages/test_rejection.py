@@ -5,6 +5,7 @@ import json
 import math
 from collections import defaultdict
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from rlhf.models.reward_models import Scores
 from rlhf.models.score import score
 from rlhf.rollout import Sample, sample
 from rlhf.schema import ModelConfig
+from rlhf.training.rehearsal import best_pooled
 from stages import rejection
 
 QUESTION = (Turn("user", "how do i open the door ?"),)
@@ -178,20 +180,26 @@ def test_an_answer_that_is_empty_or_never_ended_is_no_target(completion, finishe
     assert entry(completion, finished=finished).usable is usable
 
 
-def test_all_entries_are_scored_anew_by_the_models_of_today(job_of, tokenizer, rewards):
+def test_all_entries_are_scored_anew_by_the_models_of_today(tokenizer, rewards):
+    """Of any two answers the one that scores higher today is kept, whatever an earlier round said of them."""
     texts = ["take the key .", "good luck !", "open the door in the house", "a"]
-    entries = [entry(text, is_safety=tag, scores={"combined": 99.0}) for tag in (True, False) for text in texts]
-    wanted = [scored_alone(rewards, tokenizer, e) for e in entries]
-    found = rejection.rescore(job_of("rejection"), rewards, tokenizer, entries)
-    assert found == pytest.approx(wanted, abs=1e-4)
-    assert len(set(found)) > 4
+    pairs = [
+        [entry(text, is_safety=tag, prompt_id=f"{a} or {b}, {tag}", scores={"combined": said}) for said, text in told]
+        for tag in (True, False)
+        for a, b in permutations(texts, 2)
+        for told in [((99.0, a), (0.0, b))]
+    ]
+    alone = [[scored_alone(rewards, tokenizer, e) for e in pair] for pair in pairs]
+    assert min(abs(a - b) for a, b in alone) > 1e-4  # no two so near that how they are batched decides
+    found = best_pooled([e for pair in pairs for e in pair], tokenizer, rewards, safety_threshold=0.15)
+    assert found == [pair[b > a] for pair, (a, b) in zip(pairs, alone, strict=True)]
 
 
-def test_unusable_answers_come_last(job_of, tokenizer, rewards):
-    entries = [entry("take the key ."), entry("take the key .", finished=False), entry("")]
-    found = rejection.rescore(job_of("rejection"), rewards, tokenizer, entries)
-    assert found[0] > float("-inf")
-    assert found[1:] == [float("-inf")] * 2
+def test_unusable_answers_are_no_targets_however_they_score(tokenizer, rewards):
+    texts = ["take the key .", "good luck !"]
+    worst, best = sorted(texts, key=lambda text: scored_alone(rewards, tokenizer, entry(text)))
+    entries = [entry(best, finished=False), entry(""), entry(worst), entry(best, prompt_id="cut", finished=False)]
+    assert best_pooled(entries, tokenizer, rewards, safety_threshold=0.15) == [entries[2]]
 
 
 # ── what is trained on ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -370,8 +378,8 @@ def test_a_pool_without_a_target_is_refused(job_of, sft, saved, tmp_path):
     assert [hint.rpartition(" ")[2] for hint in met.value.hints] == ["sft.epochs", "rejection.max_new_tokens"]
 
 
-def test_a_score_that_is_no_number_is_refused(job_of, tokenizer, rewards):
+def test_a_score_that_is_no_number_is_refused(tokenizer, rewards):
     with torch.no_grad():
         rewards.safety.score.weight.fill_(math.nan)
     with pytest.raises(NonFiniteError, match="a score of the safety model is not finite"):
-        rejection.rescore(job_of("rejection"), rewards, tokenizer, [entry(is_safety=True)])
+        best_pooled([entry(is_safety=True)], tokenizer, rewards, safety_threshold=0.15)
