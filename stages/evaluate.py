@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rlhf.data import feed
-from rlhf.data.types import Preference, Prompt, rating_mix
+from rlhf.data.types import DOMAINS, Preference, Prompt, rating_mix
 from rlhf.evaluation import behaviour, claims, curves, distributions
 from rlhf.evaluation.diversity import self_bleu
 from rlhf.evaluation.gold import facts_right, gold_report, verdicts
@@ -77,7 +77,7 @@ def stored_results(artefact: Path) -> dict[str, Any]:
 def across_rounds(e: Evaluation, artefacts: tuple[Path, ...]) -> dict[str, Any]:
     """What only several rounds show: how ratings drift (Fig 25), and how fast a reward model grows stale (3.2.1)."""
     rounds, found = e.job.every("preferences"), {}
-    for domain in feed.DOMAINS if e.judged_by is not None and rounds else ():
+    for domain in DOMAINS if e.judged_by is not None and rounds else ():
         tests = [feed.stored(path / f"{domain}.test.jsonl", Preference) for path in rounds]
         mix = {path.name: rating_mix(rows) for path, rows in zip(rounds, tests, strict=True)}
         found[domain] = {"rating_mix": {name: shares for name, shares in mix.items() if shares}}
@@ -163,7 +163,7 @@ def measure(e: Evaluation, samples: list[Sample]):
     lengths = [len(s.completion.token_ids) for s in samples]
     row = gold_report(samples) or without_oracle(samples, scores.safety.tolist())
     interval = row.pop("interval")
-    for name in ("helpfulness", "safety", "combined"):
+    for name in (*DOMAINS, "combined"):
         values = getattr(scores, name).tolist()
         row[f"reward_{name}"], interval[f"reward_{name}"] = sum(values) / len(values), of_mean(values)
     row |= {

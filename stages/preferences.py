@@ -7,8 +7,7 @@ from rlhf.annotation import store
 from rlhf.annotation.judge import Judge
 from rlhf.annotation.pairs import Candidate
 from rlhf.data import feed
-from rlhf.data.feed import DOMAINS
-from rlhf.data.types import Preference, Prompt, rating_mix, write_jsonl
+from rlhf.data.types import DOMAINS, Domain, Preference, Prompt, rating_mix, write_jsonl
 from rlhf.errors import PreemptedError
 from rlhf.generation.protocol import Sampling
 from rlhf.microworld.annotator import annotate
@@ -65,7 +64,7 @@ def by_people(job: Job) -> None:
             keep(job, domain, split, pairs, of=sum(place == (domain, split) for place in side_of.values()))
 
 
-def answered(job: Job, domain: str, split: feed.Side) -> list[tuple[Sample, Sample]]:
+def answered(job: Job, domain: Domain, split: feed.Side) -> list[tuple[Sample, Sample]]:
     """Two answers to every prompt, by the two newest variants."""
     made = job.every("policies")
     policies = [path for path in made if path.name != "base"][-2:] or list(made)  # a chat model may be the base
@@ -73,7 +72,7 @@ def answered(job: Job, domain: str, split: feed.Side) -> list[tuple[Sample, Samp
     return list(zip(first, second, strict=True))
 
 
-def candidates(job: Job, domain: str, split: str, drawn: list[tuple[Sample, Sample]]) -> list[Candidate]:
+def candidates(job: Job, domain: Domain, split: str, drawn: list[tuple[Sample, Sample]]) -> list[Candidate]:
     """Pairs for people or a judge, in a drawn order; answers that are the same, or empty, are no pair."""
     return [
         Candidate.of(a.prompt, a.text, b.text, domain=domain, side=split, seed=job.seed)
@@ -82,7 +81,7 @@ def candidates(job: Job, domain: str, split: str, drawn: list[tuple[Sample, Samp
     ]
 
 
-def keep(job: Job, domain: str, split: str, pairs: list[Preference], *, of: int) -> None:
+def keep(job: Job, domain: Domain, split: str, pairs: list[Preference], *, of: int) -> None:
     """Write the pairs of one domain and side, and say what they are like."""
     write_jsonl(job.out / f"{domain}.{split}.jsonl", pairs)
     job.track.say(f"{domain} {split}: {len(pairs):,} pairs of {of:,} (the rest: same answers, or nobody's choice)")
@@ -92,7 +91,7 @@ def keep(job: Job, domain: str, split: str, pairs: list[Preference], *, of: int)
         job.track.log({f"{domain}/{split}/{rating}": share}, step=0)
 
 
-def prompts_of(job: Job, domain: str, *, side: feed.Side) -> list[Prompt]:
+def prompts_of(job: Job, domain: Domain, *, side: feed.Side) -> list[Prompt]:
     """Prompts of one domain; safety annotators write mostly adversarial ones."""
     world, config = job.recipe.microworld, job.config
     count, mix = config.safety_prompts, world.safety_mix
@@ -127,6 +126,6 @@ def answers(job: Job, policies: list[Path], prompts: list[Prompt]) -> list[list[
     return found
 
 
-def rate(domain: str, a: Sample, b: Sample, rng: random.Random) -> Preference | None:
+def rate(domain: Domain, a: Sample, b: Sample, rng: random.Random) -> Preference | None:
     """What the annotator says of two answers; None where they are the same or the pair is excluded (3.2.1)."""
     return annotate(a.prompt, a.text, b.text, domain=domain, rng=rng, finished_a=a.finished, finished_b=b.finished)

@@ -9,10 +9,9 @@ from dataclasses import asdict
 from typing import Any
 
 from rlhf.data import feed, formats, mixing
-from rlhf.data.feed import DOMAINS, Domain
 from rlhf.data.fit import Fit, ids_of
 from rlhf.data.spool import Rows, Spool
-from rlhf.data.types import Preference, write_jsonl
+from rlhf.data.types import DOMAINS, Domain, Preference, write_jsonl
 from rlhf.errors import DataError
 from rlhf.evaluation import margins
 from rlhf.evaluation.baselines import MOST_PAIRS

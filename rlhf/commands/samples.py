@@ -6,6 +6,7 @@ import json
 
 from rlhf.checkpoint import shown
 from rlhf.commands.request import Request
+from rlhf.data.types import DOMAINS
 from rlhf.errors import ConfigError, MissingError
 from rlhf.reporting.changes import word_changes
 from rlhf.reporting.text import plain
@@ -31,9 +32,7 @@ def main(request: Request) -> int:
         print(plain(" / ".join(turn["content"] for turn in row["prompt"])) + kind)
         before = None
         for policy, reply in row["replies"].items():
-            scores = "  ".join(
-                f"{name} {reply[name]:.2f}" for name in ("helpfulness", "safety", "gold") if name in reply
-            )
+            scores = "  ".join(f"{name} {reply[name]:.2f}" for name in (*DOMAINS, "gold") if name in reply)
             text = plain(reply["text"])
             print(f"  {policy:<14} {changed(before, text)}\n  {'':<14} {scores}")
             before = text

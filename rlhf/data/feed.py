@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar
 
 from rlhf.data import formats, sources
 from rlhf.data.conversations import Conversation, Drawn, Without, said_in, under_instructions, with_changes
@@ -23,7 +23,7 @@ from rlhf.data.ledger import SIDES, Ledger, side_used
 from rlhf.data.sources import Counts, Parse
 from rlhf.data.split import Side, prompt_digest, prompt_of
 from rlhf.data.spool import Rows, Spool
-from rlhf.data.types import Dialogue, Preference, Prompt, each_jsonl
+from rlhf.data.types import DOMAINS, Dialogue, Domain, Preference, Prompt, each_jsonl
 from rlhf.errors import ConfigError, DataError
 from rlhf.microworld import corpus
 from rlhf.microworld import dialogues as worldly
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 Row = TypeVar("Row", Dialogue, Preference, Prompt)
-Domain = Literal["helpfulness", "safety"]
-DOMAINS: tuple[Domain, ...] = get_args(Domain)
 TEST = SIDES.index("test")
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, groupby
-from typing import Any, Literal
+from typing import Any
 
 from rlhf.data.formats import HH_TURN, Refused, Row
-from rlhf.data.types import Rating
+from rlhf.data.types import Domain, Rating
 from rlhf.errors import DataError
 
-Kind = Literal["helpfulness", "safety"]
 Pair = dict[str, Any]
 Rule = tuple[tuple[float, Rating], ...]  # least difference -> level, from the highest
 MOST_PAIRS = 10  # of one prompt with many answers, drawn by a hash; as StackLLaMA did
@@ -40,7 +39,7 @@ def degree(difference: float, rule: Rule) -> Rating | None:
     return next((level for least, level in rule if difference >= least), None)
 
 
-def pairs(shape: str, rows: Iterable[tuple[str, Row]], kind: Kind) -> Iterator[tuple[str, Pair | Refused]]:
+def pairs(shape: str, rows: Iterable[tuple[str, Row]], kind: Domain) -> Iterator[tuple[str, Pair | Refused]]:
     """``(where, pair)`` for every pair that rows of a shape hold, and ``(where, reason)`` for rows that hold none."""
     if shape == "oasst":
         yield from _oasst(rows)
@@ -69,7 +68,7 @@ def _decided(difference: float, first: str, second: str, rule: Rule | None) -> P
     return {"chosen": chosen, "rejected": rejected, "rating": rating}
 
 
-def _helpsteer2(row: Row, kind: Kind) -> Iterator[Pair]:
+def _helpsteer2(row: Row, kind: Domain) -> Iterator[Pair]:
     """preference_strength: -3 (response 1 much better) .. 3."""
     pair = _decided(row["preference_strength"], row["response_2"], row["response_1"], HELPSTEER)
     first, *later = row["prompt"].split(TURN_MARK)
@@ -80,7 +79,7 @@ def _helpsteer2(row: Row, kind: Kind) -> Iterator[Pair]:
     yield {"prompt": turns, **pair}
 
 
-def _helpsteer3(row: Row, kind: Kind) -> Iterator[Pair]:
+def _helpsteer3(row: Row, kind: Domain) -> Iterator[Pair]:
     """overall_preference: -3 (response 1 much better) .. 3; 0 about the same."""
     yield {
         "prompt": row["context"],
@@ -88,13 +87,13 @@ def _helpsteer3(row: Row, kind: Kind) -> Iterator[Pair]:
     }
 
 
-def _ultrafeedback(row: Row, kind: Kind) -> Iterator[Pair]:
+def _ultrafeedback(row: Row, kind: Domain) -> Iterator[Pair]:
     """Four answers, overall_score 1 .. 10 by GPT-4."""
     graded = [(answer["response"], float(answer["overall_score"])) for answer in row["completions"]]
     yield from _every_pair(row["instruction"], graded, ULTRAFEEDBACK, key=row["instruction"])
 
 
-def _ultrafeedback_binarized(row: Row, kind: Kind) -> Iterator[Pair]:
+def _ultrafeedback_binarized(row: Row, kind: Domain) -> Iterator[Pair]:
     """Message lists, with score_chosen and score_rejected of 10."""
     difference = float(row["score_chosen"]) - float(row["score_rejected"])
     if difference <= 0:
@@ -107,7 +106,7 @@ def _ultrafeedback_binarized(row: Row, kind: Kind) -> Iterator[Pair]:
     }
 
 
-def _saferlhf(row: Row, kind: Kind) -> Iterator[Pair]:
+def _saferlhf(row: Row, kind: Domain) -> Iterator[Pair]:
     """For safety the safer answer, with both labels, graded by severity; for helpfulness the better, with no label."""
     answers = (row["response_0"], row["response_1"])
     chosen = row["safer_response_id" if kind == "safety" else "better_response_id"]
@@ -123,7 +122,7 @@ def _saferlhf(row: Row, kind: Kind) -> Iterator[Pair]:
     yield pair
 
 
-def _shp(row: Row, kind: Kind) -> Iterator[Pair]:
+def _shp(row: Row, kind: Domain) -> Iterator[Pair]:
     """labels: 1 if A was preferred; score_ratio: votes of the better over votes of the other."""
     if row["score_A"] == row["score_B"]:
         raise Refused("a tie: neither answer was preferred")
@@ -131,7 +130,7 @@ def _shp(row: Row, kind: Kind) -> Iterator[Pair]:
     yield {"prompt": row["history"], **pair, "rating": degree(row["score_ratio"], SHP)}
 
 
-def _summarize(row: Row, kind: Kind) -> Iterator[Pair]:
+def _summarize(row: Row, kind: Domain) -> Iterator[Pair]:
     """Two summaries of a post. Some batches say how sure the labeller was, on a scale nobody explains: no rating."""
     info, texts = row["info"], [summary["text"] for summary in row["summaries"]]
     post = info.get("post") or info.get("article")
@@ -140,7 +139,7 @@ def _summarize(row: Row, kind: Kind) -> Iterator[Pair]:
     yield {"prompt": f"{title}{post}\n\nTL;DR:", "chosen": texts[chosen], "rejected": texts[1 - chosen]}
 
 
-def _webgpt(row: Row, kind: Kind) -> Iterator[Pair]:
+def _webgpt(row: Row, kind: Domain) -> Iterator[Pair]:
     """score_0 = -score_1 in -1 .. 1: how much the first of two answers is preferred."""
     yield {
         "prompt": row["question"]["full_text"],
@@ -148,13 +147,13 @@ def _webgpt(row: Row, kind: Kind) -> Iterator[Pair]:
     }
 
 
-def _stack(row: Row, kind: Kind) -> Iterator[Pair]:
+def _stack(row: Row, kind: Domain) -> Iterator[Pair]:
     """pm_score: log2(1 + votes), one more if accepted, -1 if voted down (Askell et al. 2021)."""
     graded = [(answer["text"], float(answer["pm_score"])) for answer in row["answers"]]
     yield from _every_pair(row["question"], graded, STACK, key=str(row["qid"]))
 
 
-def _nectar(row: Row, kind: Kind) -> Iterator[Pair]:
+def _nectar(row: Row, kind: Domain) -> Iterator[Pair]:
     """Seven answers ranked by GPT-4, 1 the best, to a prompt in HH's text form that ends with an open turn."""
     _, *parts = HH_TURN.split(row["prompt"])
     turns = [
@@ -167,7 +166,7 @@ def _nectar(row: Row, kind: Kind) -> Iterator[Pair]:
     yield from _every_pair(turns, graded, NECTAR, key=row["prompt"])
 
 
-SHAPES: dict[str, Callable[[Row, Kind], Iterator[Pair]]] = {
+SHAPES: dict[str, Callable[[Row, Domain], Iterator[Pair]]] = {
     "helpsteer2": _helpsteer2,
     "helpsteer3": _helpsteer3,
     "ultrafeedback": _ultrafeedback,

@@ -22,11 +22,13 @@ from rlhf.errors import DataError
 
 Role = Literal["system", "user", "assistant"]
 Rating = Literal["significantly", "better", "slightly", "negligibly"]
+Domain = Literal["helpfulness", "safety"]  # of a pair: by what it was rated, and which reward model learns from it
 
 LINES = 1000  # written at a time
 
 ROLES: tuple[Role, ...] = get_args(Role)
 RATINGS: tuple[Rating, ...] = get_args(Rating)
+DOMAINS: tuple[Domain, ...] = get_args(Domain)
 
 
 @dataclass(frozen=True, slots=True)

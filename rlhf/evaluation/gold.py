@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf.data.types import Preference
+from rlhf.data.types import Domain, Preference
 from rlhf.evaluation.intervals import of_mean, wilson
 from rlhf.microworld.oracle import Verdict, judge
 from rlhf.rollout import Sample
@@ -18,7 +18,7 @@ def verdicts(samples: Sequence[Sample]) -> list[Verdict] | None:
     return [judge(s.prompt.turns, s.text, finished=s.finished) for s in samples]
 
 
-def worth_of(pairs: Sequence[Preference], *, domain: str) -> list[float] | None:
+def worth_of(pairs: Sequence[Preference], *, domain: Domain) -> list[float] | None:
     """What the oracle says completions are worth, chosen ones first: helpfulness, for the safety domain quality."""
     if not pairs or any(pair.source != "microworld" for pair in pairs):
         return None

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.data.feed import DOMAINS
 from rlhf.data.fit import Fit, ids_of
-from rlhf.data.types import RATINGS, Preference, rating_mix
+from rlhf.data.types import DOMAINS, RATINGS, Domain, Preference, rating_mix
 from rlhf.evaluation import baselines, pairs, scores
 from rlhf.evaluation.gold import worth_of
 from rlhf.evaluation.intervals import Z, apart
@@ -102,7 +101,7 @@ def in_depth(
     chosen: Tensor,
     rejected: Tensor,
     *,
-    domain: str,
+    domain: Domain,
     context: int,
 ) -> dict[str, Any]:
     """What is looked at on a model's own domain only."""

@@ -16,12 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from typing import Literal
 
-from rlhf.data.types import Preference, Prompt, Rating
+from rlhf.data.types import Domain, Preference, Prompt, Rating
 from rlhf.microworld.oracle import Verdict, judge
-
-Domain = Literal["helpfulness", "safety"]
 
 LENGTH_BIAS = 0.012  # utility of a word, to a helpfulness annotator
 UTILITY_NOISE = 0.10  # standard deviation

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.types import DOMAINS
 from rlhf.errors import RlhfError
 from rlhf.schema import Gate
 
@@ -28,7 +29,7 @@ def check_gate(artefact: Path, config: Gate, *, stage: str, say: Say) -> None:
     measured: dict[str, Any] = {}
     if (results := artefact / "results.json").exists():
         measured = json.loads(results.read_text(encoding="utf-8")).get("reward_models", {})
-    for name in ("helpfulness", "safety"):
+    for name in DOMAINS:
         own = measured.get(name, {}).get(name)
         if own is not None and own["accuracy"]["all"] >= config.min_accuracy:
             continue

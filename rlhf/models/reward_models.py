@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.chat import template_digest
+from rlhf.data.types import DOMAINS
 from rlhf.errors import DataError
 from rlhf.functional.piecewise import piecewise_score
 from rlhf.models.load import checkpoint_of, freeze, load_reward_model, load_tokenizer
@@ -45,7 +46,7 @@ class RewardModels:
             DataError: if they were trained on other ids or another template: the scores would be of another text.
         """
         checkpoint = checkpoint_of(artefact)
-        for domain in ("helpfulness", "safety"):
+        for domain in DOMAINS:
             check_same_tokens(reads, load_tokenizer(checkpoint / domain), where=checkpoint / domain)
         helpfulness = shared(freeze(load_reward_model(checkpoint / "helpfulness", config)))
         safety = shared(freeze(load_reward_model(checkpoint / "safety", config)))

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from rlhf.data.types import Domain
 from rlhf.schema.setting import Positive, Rate, Section, Share, ours, paper
 
 
@@ -16,7 +17,7 @@ class Source(Section):
     path: str | None = ours(None, "a local file or folder to read instead of the hub", "the hub is the usual place")
     split: str = ours("train", "split of the set", "the usual name")
     limit: Positive | None = ours(None, "read this many rows", "all of them")
-    kind: Literal["helpfulness", "safety"] = ours("helpfulness", "which reward model's domain", "the larger one")
+    kind: Domain = ours("helpfulness", "which reward model's domain", "the larger one")
     use: Literal["split", "train", "test"] | None = ours(
         None,
         "split it by prompt, train on all of it, or test with all of it",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf.data.types import RATINGS
+from rlhf.data.types import DOMAINS, RATINGS
 from rlhf.errors import MissingError
 from rlhf.reporting.figures import PPO_CHARTS
 
 LOSSES = ("pretrain/loss", "extend/loss", "sft/loss", "rejection/loss", "gatt/loss")
-TESTED = tuple(f"{model}/heldout/{rating}" for model in ("helpfulness", "safety") for rating in RATINGS)
+TESTED = tuple(f"{model}/heldout/{rating}" for model in DOMAINS for rating in RATINGS)
 REWARD = (
     ("Loss", ("helpfulness/loss", "safety/loss")),
     ("Accuracy on held-out pairs", TESTED),
