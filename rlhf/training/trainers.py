@@ -1,8 +1,8 @@
 """fit_lm and fit_reward: training by gradient descent on rows and on pairs. The one door to TRL.
 
-TRL and the Hugging Face Trainer bring the loop: accumulation, mixed precision, several processes, schedules. What is
-ours is put in from outside: rows that are already tokens and labels, a collator that never lets attention leak from
-one packed document into the next, and the reward models' loss from `rlhf.functional`.
+TRL and the Hugging Face Trainer bring the loop: accumulation, several processes, schedules. What is ours is put in from
+outside: rows that are already tokens and labels, a collator that never lets attention leak from one packed document
+into the next, and the reward models' loss from `rlhf.functional`. Precision is the model's own dtype, and not mixed.
 """
 
 from __future__ import annotations
