@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -132,71 +133,76 @@ def fit_reward(
     L_safety is the auxiliary loss of Table 29 (see functional/safety_loss.py), and counts labelled pairs only. Returned
     is how the pairs were laid out, and how much of that was padding.
     """
-
     sizes = pair_batches.sizes_of(pairs)
     batching = batching_of(model, sizes, schedule, optimizer, seed=seed)
-    layout = batching.layout
     if saves.passed(what):
         return batching
-
-    def collate(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        rows = rows_of(batch)
-        found = [pairs[row if row < len(pairs) else 0] for row in rows.tolist()]
-        sides = [(pair.chosen_ids, pair.rejected_ids) for pair in found]
-        made = pair_batches.collate(sides, layout, pad_token_id=tokenizer.pad_token_id)
-        numbers = {name: torch.tensor([getattr(pair, name) for pair in found]) for name in NUMBERS}
-        return made | numbers | {"real": (rows < len(pairs)).float(), "row": rows}
-
-    class Fit(ResumableTrainer, RewardTrainer):
-        """TRL's trainer with our loss: its own has no safety term, and reads the score at a place of its own."""
-
-        loss_is_scaled_for_ga = True  # it is a mean over the pairs of the step, not of the micro-batch
-
-        def _prepare_dataset(self, dataset: Any, *more: Any) -> Any:
-            return dataset  # the places of pairs that are tokens already
-
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            order = SimilarLengths(sizes[layout].widths, batch_size=schedule.batch_size, seed=seed)
-            return filled(order, multiple=_together(schedule, optimizer), epoch=self.epoch)
-
-        def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-            return team.summed(sum(batch["real"].sum() for batch in batch_samples).to(device))
-
-        def training_step(self, model: Any, inputs: Mapping[str, Tensor], *more: Any) -> Any:
-            track.tokens += pair_batches.tokens_of(inputs)
-            return super().training_step(model, inputs, *more)
-
-        def compute_loss(
-            self, model: Any, inputs: Mapping[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            chosen, rejected = model(inputs)
-            real = inputs["real"] > 0
-            if not bool(real.any()):  # fillers of a last batch, which only keep this process in step
-                return 0.0 * (chosen + rejected).sum()
-            labels = {key: inputs[key][real] for key in NUMBERS}
-            loss, parts = reward_loss(
-                chosen[real], rejected[real], labels, safety_loss_coef=safety_loss_coef, center_coef=center_coef
-            )
-            if num_items_in_batch is not None:  # a mean over the step's pairs, wherever they are; DDP divides by ranks
-                loss = loss * real.sum() * team.size() / num_items_in_batch
-            for name, value in parts.items():
-                self._metrics["train"][name].append(float(value))
-            return (loss, {"scores": torch.stack([chosen, rejected])}) if return_outputs else loss
-
     places = np.arange(len(pairs) + (team.size() > 1))  # of several processes, one more to fill the last batch with
     # max_length=None: TRL would drop longer pairs without a word; lengths were checked when the pairs were made.
     arguments = _arguments(TrlRewardConfig, schedule, optimizer, seed=seed, max_length=None)
     with arguments as args, called_as(model, pair_batches.pair_scores):
-        trainer = Fit(
+        trainer = PairTrainer(
             model=model,
             args=args,
             train_dataset=Dataset.from_dict({"row": places}),
             processing_class=tokenizer,
-            data_collator=collate,
+            data_collator=lambda batch: pairs_at(batch, pairs, batching.layout, pad_token_id=tokenizer.pad_token_id),
             callbacks=[Report(track, what, 0)],
+            order=SimilarLengths(sizes[batching.layout].widths, batch_size=schedule.batch_size, seed=seed),
+            together=_together(schedule, optimizer),
+            loss=partial(reward_loss, safety_loss_coef=safety_loss_coef, center_coef=center_coef),
         )
         _train(trainer, schedule, Named(pairs), saves, track, what)
     return batching
+
+
+class PairTrainer(ResumableTrainer, RewardTrainer):
+    """TRL's trainer with our loss: its own has no safety term, and reads the score at a place of its own."""
+
+    loss_is_scaled_for_ga = True  # it is a mean over the pairs of the step, not of the micro-batch
+
+    def __init__(self, *, order: SimilarLengths, together: int, loss: Callable[..., Any], **given: Any) -> None:
+        self.order, self.together, self.pair_loss = order, together, loss
+        super().__init__(**given)
+
+    def _prepare_dataset(self, dataset: Any, *more: Any) -> Any:
+        return dataset  # the places of pairs that are tokens already
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return filled(self.order, multiple=self.together, epoch=self.epoch)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        return team.summed(sum(batch["real"].sum() for batch in batch_samples).to(device))
+
+    def training_step(self, model: Any, inputs: Mapping[str, Tensor], *more: Any) -> Any:
+        self.track.tokens += pair_batches.tokens_of(inputs)
+        return super().training_step(model, inputs, *more)
+
+    def compute_loss(
+        self, model: Any, inputs: Mapping[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        chosen, rejected = model(inputs)
+        real = inputs["real"] > 0
+        if not bool(real.any()):  # fillers of a last batch, which only keep this process in step
+            return 0.0 * (chosen + rejected).sum()
+        loss, parts = self.pair_loss(chosen[real], rejected[real], {key: inputs[key][real] for key in NUMBERS})
+        if num_items_in_batch is not None:  # a mean over the step's pairs, wherever they are; DDP divides by ranks
+            loss = loss * real.sum() * team.size() / num_items_in_batch
+        for name, value in parts.items():
+            self._metrics["train"][name].append(float(value))
+        return (loss, {"scores": torch.stack([chosen, rejected])}) if return_outputs else loss
+
+
+def pairs_at(
+    batch: Sequence[Mapping[str, Any]], pairs: Sequence[Pair], layout: Layout, *, pad_token_id: int
+) -> dict[str, Tensor]:
+    """The pairs at the places of a batch as tensors; a place after the last pair is a filler, and not `real`."""
+    rows = rows_of(batch)
+    found = [pairs[row if row < len(pairs) else 0] for row in rows.tolist()]
+    sides = [(pair.chosen_ids, pair.rejected_ids) for pair in found]
+    made = pair_batches.collate(sides, layout, pad_token_id=pad_token_id)
+    numbers = {name: torch.tensor([getattr(pair, name) for pair in found]) for name in NUMBERS}
+    return made | numbers | {"real": (rows < len(pairs)).float(), "row": rows}
 
 
 def rows_of(batch: Sequence[Mapping[str, Any]]) -> Tensor:
