@@ -35,6 +35,7 @@ from rlhf.training import bundle
 
 if TYPE_CHECKING:
     from rlhf.schema import Recipe
+    from rlhf.tracking.track import Tracker
 
 __all__ = [
     "Decision",
@@ -210,34 +211,12 @@ def make(
     meter = Meter()
     try:
         with open_artefact(run_dir / step.name, about) as out:
-            from rlhf.tracking.lineage import lineage
-            from rlhf.tracking.track import Tracker
-
             run = stage_of_module(step.module)
             _lock(step, run_dir, made_from, locked_to=locked_to, say=say)
-            told: dict[str, Any] = {
-                "wandb_mode": recipe.wandb,
-                "tensorboard": recipe.tensorboard,
-                "trackio": recipe.trackio,
-            }
-            told |= {"config": about["config"], "fingerprint": key}
-            told |= {"lineage": lineage(run_dir, step.name, step.inputs, made_from, key)}
-            with Tracker(out, run=recipe.run, step=step.name, **told) as track:
+            with _tracker(out, step, recipe, run_dir, made_from, key) as track:
                 resume_key = prepare(out, step, about, accept_code=reuse, say=track.say)
                 job = job_of(step, recipe, run_dir, out, track, resume_key, journal, stop, strict=strict)
-                try:
-                    with watch.over(step.name, run_dir), keeping(job.shards, track.count):
-                        team.call(f"{step.name} {resume_key}")
-                        roll_call.hold(step, recipe, run_dir)
-                        run(job)
-                        tokens = sum(team.gathered([track.tokens]))
-                except NonFiniteError as error:
-                    error.met_in(job.saves.iteration)
-                    left = bundle.write(run_dir, out, about, recipe, error)
-                    error.hints = (*error.hints, f"meet it again: rlhf replay {shown(left)}")
-                    raise
-                finally:
-                    job.shards.close()
+                tokens = _perform(run, job, step, run_dir, about, resume_key)
             about |= {**meter.figures(), "tokens": tokens or None, "template": _template(out)}
             about |= {"decoder": ", ".join(sorted(track.decoders)) or None}
             about |= {"seeds": {"recipe": recipe.seed, "step": job.seed}}
@@ -256,6 +235,46 @@ def make(
     lock.add(run_dir, lock.sources(step.name, about))
     journal.write("done", step.name, seconds=about["seconds"])
     return about
+
+
+def _tracker(out: Path, step: Step, recipe: Recipe, run_dir: Path, made_from: Mapping[str, Any], key: str) -> Tracker:
+    """The step's voice, told what it was made from and which dashboards the recipe asks for."""
+    from rlhf.tracking.lineage import lineage
+    from rlhf.tracking.track import Tracker
+
+    return Tracker(
+        out,
+        run=recipe.run,
+        step=step.name,
+        wandb_mode=recipe.wandb,
+        tensorboard=recipe.tensorboard,
+        trackio=recipe.trackio,
+        config=made_from["config"],
+        fingerprint=key,
+        lineage=lineage(run_dir, step.name, step.inputs, made_from, key),
+    )
+
+
+def _perform(
+    run: Callable[[Job], None], job: Job, step: Step, run_dir: Path, about: Mapping[str, Any], resume_key: str
+) -> int:
+    """Run the stage, together with all processes, and count the tokens of all.
+
+    Where numbers stop being finite, a folder is left that meets it again.
+    """
+    try:
+        with watch.over(step.name, run_dir), keeping(job.shards, job.track.count):
+            team.call(f"{step.name} {resume_key}")
+            roll_call.hold(step, job.recipe, run_dir)
+            run(job)
+            return sum(team.gathered([job.track.tokens]))
+    except NonFiniteError as error:
+        error.met_in(job.saves.iteration)
+        left = bundle.write(run_dir, job.out, about, job.recipe, error)
+        error.hints = (*error.hints, f"meet it again: rlhf replay {shown(left)}")
+        raise
+    finally:
+        job.shards.close()
 
 
 def _lock(step: Step, run_dir: Path, made_from: Mapping[str, Any], *, locked_to: bool, say: Say) -> None:
