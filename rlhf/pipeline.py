@@ -260,7 +260,7 @@ def _perform(
 ) -> int:
     """Run the stage, together with all processes, and count the tokens of all.
 
-    Where numbers stop being finite, a folder is left that meets it again.
+    Where numbers stop being finite, a folder for `rlhf replay` is left.
     """
     try:
         with watch.over(step.name, run_dir), keeping(job.shards, job.track.count):

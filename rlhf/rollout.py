@@ -59,7 +59,7 @@ class Sample:
 
     @property
     def usable(self) -> bool:
-        """Whether it can be an example: it says something, and ended by itself.
+        """Whether it can be an example, or a turn to go on from: it says something, and ended by itself.
 
         What was cut off has no EOS of its own; whoever learned from it as if it had one would learn to stop anywhere.
         """

@@ -191,9 +191,9 @@ def entries(job, samples: list[Sample], scores: Scores, temperature: float) -> l
 
 
 def pool_id(prompt: Prompt) -> str:
-    """By what the pool knows a prompt: the same question asked in another round is the same prompt.
+    """The pool's id of a prompt, the same in every round.
 
-    Exactly the same, unlike to the split of sets (rlhf/data/split.py): what a policy answers depends on every letter.
+    Unlike `prompt_digest` (rlhf/data/split.py) it heeds letter case and blanks: what a policy answers depends on them.
     """
     return hashlib.sha256("\0".join(f"{t.role}\0{t.content}" for t in prompt.turns).encode()).hexdigest()[:16]
 

@@ -53,7 +53,7 @@ class PoolEntry:
 
     @property
     def usable(self) -> bool:
-        """Whether it can be a target, as `Sample.usable`: not even where a prompt has no other completion."""
+        """Whether it can be a target: not if empty or never ended, even where its prompt has no other."""
         return self.finished and bool(self.completion)
 
     def to_json(self) -> dict[str, Any]:

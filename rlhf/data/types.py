@@ -22,7 +22,7 @@ from rlhf.errors import DataError
 
 Role = Literal["system", "user", "assistant"]
 Rating = Literal["significantly", "better", "slightly", "negligibly"]
-Domain = Literal["helpfulness", "safety"]  # of a pair: by what it was rated, and which reward model learns from it
+Domain = Literal["helpfulness", "safety"]  # what a pair is rated by; also the name of the reward model of that
 
 LINES = 1000  # written at a time
 

@@ -2,7 +2,7 @@
 
 TRL and the Hugging Face Trainer bring the loop: accumulation, several processes, schedules. What is ours is put in from
 outside: rows that are already tokens and labels, a collator that never lets attention leak from one packed document
-into the next, and the reward models' loss from `rlhf.functional`. Precision is the model's own dtype, and not mixed.
+into the next, and the reward models' loss from `rlhf.functional`. No mixed precision: weights keep their dtype.
 """
 
 from __future__ import annotations

@@ -184,10 +184,12 @@ def test_all_entries_are_scored_anew_by_the_models_of_today(tokenizer, rewards):
     """Of any two answers the one that scores higher today is kept, whatever an earlier round said of them."""
     texts = ["take the key .", "good luck !", "open the door in the house", "a"]
     pairs = [
-        [entry(text, is_safety=tag, prompt_id=f"{a} or {b}, {tag}", scores={"combined": said}) for said, text in told]
+        [
+            entry(text, is_safety=tag, prompt_id=f"{a} or {b}, {tag}", scores={"combined": said})
+            for said, text in ((99.0, a), (0.0, b))
+        ]
         for tag in (True, False)
         for a, b in permutations(texts, 2)
-        for told in [((99.0, a), (0.0, b))]
     ]
     alone = [[scored_alone(rewards, tokenizer, e) for e in pair] for pair in pairs]
     assert min(abs(a - b) for a, b in alone) > 1e-4  # no two so near that how they are batched decides
