@@ -226,6 +226,11 @@ def conversations(
         found += with_changes(
             allowed.instead(rows, seed), change_share, lists=allowed, seed=seed, withdrawal=withdrawal
         )
+    if not found and held_out:
+        raise DataError(
+            f"{stage}.data holds no dialogue held out of {min_turns} user turns or more without a system message",
+            hints=[f"lower {stage}.turns", "or test with all of a source: `use: test`"],
+        )
     if not found:
         raise DataError(
             f"{stage}.data holds no dialogue of {min_turns} user turns or more without a system message",

@@ -13,7 +13,7 @@ from rlhf.data import feed
 from rlhf.data.conversations import Conversation, another, changed
 from rlhf.data.lines import json_lines
 from rlhf.data.types import Prompt, Turn
-from rlhf.evaluation import attention, win_rates
+from rlhf.evaluation import attention, people, win_rates
 from rlhf.evaluation.checks import Checked, rates
 from rlhf.evaluation.diversity import over_temperature
 from rlhf.evaluation.gold import verdicts
@@ -62,14 +62,10 @@ def fact_questions(e: Evaluation) -> list[Prompt]:
 def multi_turn(e: Evaluation) -> dict[str, Any]:
     """An instruction given once, before Ghost Attention and after it, and in the last policy (Table 30).
 
-    The oracle alone knows whether an answer follows it; other prompts have `checked`.
+    In the micro-world the oracle judges; in dialogues of people the rules of instructions that need no judge.
     """
     if not embedded(e):
-        e.job.track.say(
-            "left out: many turns (Table 30). The micro-world's oracle judges whether an instruction is followed, and"
-            " evaluate.data names other prompts; evaluate.checks.path takes instructions that need no judge"
-        )
-        return {}
+        return people.multi_turn(e, around_gatt(e))
     config, shown = e.job.config, around_gatt(e)
     held = conversations(e, config.dialogues)
     unseen = [replace(c, instruction=text) for c, text in zip(held, cycle(config.unseen), strict=False)]

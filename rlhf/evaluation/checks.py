@@ -20,7 +20,7 @@ Rule = Callable[..., bool]
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A prompt with the rules its reply has to keep."""
+    """A prompt, or an instruction for a whole dialogue, with the rules that replies have to keep."""
 
     prompt: str
     rules: tuple[str, ...]
@@ -171,3 +171,37 @@ RULES: Mapping[str, Rule] = {
         text.strip().lower().startswith(prompt_to_repeat.strip().lower())
     ),
 }
+
+
+def _always(text: str, rule: str, **given: Any) -> Checked:
+    return Checked(text, (rule,), (given,))
+
+
+INSTRUCTIONS = (
+    _always("Always answer in lowercase letters only.", "change_case:english_lowercase"),
+    _always("Always answer in capital letters only.", "change_case:english_capital"),
+    _always("Never use a comma in your answers.", "punctuation:no_comma"),
+    _always("Always put your whole answer in double quotation marks.", "startend:quotation"),
+    _always(
+        "Always end your answer with the words: Is there anything else?",
+        "startend:end_checker", end_phrase="Is there anything else?",
+    ),
+    _always(
+        "Always give your answer a title in double angular brackets, such as <<title>>.", "detectable_format:title"
+    ),
+    _always(
+        "Always end your answer with a postscript that starts with P.S.",
+        "detectable_content:postscript", postscript_marker="P.S.",
+    ),
+    _always(
+        "Always answer with exactly three bullet points, each on a line that starts with an asterisk.",
+        "detectable_format:number_bullet_lists", num_bullets=3,
+    ),
+    _always(
+        "Always answer in fewer than 20 words.",
+        "length_constraints:number_words", relation="less than", num_words=20,
+    ),
+    _always("Always use the word indeed in your answer.", "keywords:existence", keywords=["indeed"]),
+    _always("Always answer in JSON, and write nothing else.", "detectable_format:json_format"),
+)  # fmt: skip
+"""For dialogues of people, where `evaluate.instructions.path` names no others. Some are kept by chance now and then."""

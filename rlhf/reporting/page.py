@@ -123,7 +123,7 @@ def timeline(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def heat(found: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, float]]]]:
     """The strips of the multi-turn test: name, and turn with rate for every turn measured."""
     strips = []
-    for when in ("before", "after"):
+    for when in table.held_by(found):
         if found.get(when):
             policy = found.get(f"{when}_policy")
             turns = sorted(found[when].items(), key=lambda item: float(item[0]))

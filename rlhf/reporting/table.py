@@ -179,7 +179,8 @@ def multi_turn_sheet(report: Report) -> Sheet | None:
     """The share of dialogues that still follow an instruction given once, by turn (Table 30)."""
     found = report.get("multi_turn", {})
     asked = {"": "", "changed_": f", changed at {found.get('changed_at')}", "unseen_": ", never trained"}
-    rates = {(when, how): found[how + when] for how in asked for when in ("before", "after") if found.get(how + when)}
+    held = held_by(found)
+    rates = {(when, how): found[how + when] for how in asked for when in held if found.get(how + when)}
     if not rates:
         return None
     turns = sorted({turn for by_turn in rates.values() for turn in by_turn}, key=float)
@@ -188,9 +189,21 @@ def multi_turn_sheet(report: Report) -> Sheet | None:
         policy = found.get(f"{when}_policy")
         name = (f"{when} ({policy})" if policy else when) + asked[how]
         rows.append((name, *(percent(by_turn[t]) if t in by_turn else ABSENT for t in turns)))
-    n = f"{found['n']:,} dialogues, " if found.get("n") else ""
-    note = f"{n}Ghost Attention before and after; instruction given in the first turn only"
-    return Sheet("Instruction still followed at turn", ("policy", *turns), tuple(rows), note)
+    whose = [f"{found['n']:,} dialogues"] if found.get("n") else []
+    whose += [] if "final" in held else ["Ghost Attention before and after"]
+    notes = [", ".join(whose), "instruction given in the first turn only"]
+    if found.get("instructions"):
+        notes.append(f"{found['instructions']} instructions, which rules check")
+        least = min(count for when in held for count in found[f"counted_{when}"].values())
+        notes += [f"{least:,} dialogues at the last turn, others outgrew the context"] if least < found["n"] else []
+    return Sheet(
+        "Instruction still followed at turn", ("policy", *turns), tuple(rows), "; ".join(note for note in notes if note)
+    )
+
+
+def held_by(multi_turn: Mapping[str, Any]) -> list[str]:
+    """Whose dialogues are shown: before and after Ghost Attention; of a policy by itself the final ones."""
+    return [when for when in ("before", "after") if multi_turn.get(when)] or ["final"]
 
 
 def headline(report: Report) -> str:

@@ -26,6 +26,7 @@ class EvaluateConfig(Combine):
     rewards: At = At()
     judge: At = At()
     checks: At = At()
+    instructions: At = At()
     opponent: str | None = ours(None, "policy of the win rates (Fig 11)", "the first that was fine-tuned")
     prompts: int = ours(400, "prompts: a quarter each ordinary, instructed, borderline, unsafe", ge=4)
     temperature: Rate = ours(1.0, "of the measured answers", "what was trained")

@@ -144,13 +144,19 @@ def test_what_needs_the_oracle_is_said_to_be_left_out(job_of, screen, tmp_path):
     rows = [{"prompt": f"how {i} ?", "kind": "factual"} for i in range(2)]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = [{"name": "mine", "path": str(tmp_path / "asked.jsonl"), "use": "test"}]
-    e = SimpleNamespace(job=job_of("evaluate", data=data, diversity_prompts=1), policies={})
-    assert (behaviour.multi_turn(e), behaviour.attention_on_instruction(e), behaviour.diversity(e)) == ({}, {}, {})
+    e = SimpleNamespace(job=job_of("evaluate", data=data, diversity_prompts=1), policies={"sft": tmp_path})
+    assert behaviour.multi_turn(e) == {}
+    e.policies = {}
+    assert (behaviour.attention_on_instruction(e), behaviour.diversity(e)) == ({}, {})
     left_out = [line for line in screen.getvalue().splitlines() if line.startswith("left out: ")]
     assert len(left_out) == 3
     for line, parts in zip(
         left_out,
-        (("many turns", "evaluate.checks.path"), ("attention", "writes the answers"), ("creative prompts", "`kind`")),
+        (
+            ("many turns", "asked.jsonl:1", "messages"),
+            ("attention", "writes the answers"),
+            ("creative prompts", "`kind`"),
+        ),
         strict=True,
     ):
         assert all(part in line for part in parts), line

@@ -1,0 +1,190 @@
+"""An instruction over the dialogues of people: which are held, what is judged by which rule, and what is left out."""
+
+import json
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from rlhf.data.conversations import Conversation
+from rlhf.evaluation import multi_turn, people
+from rlhf.evaluation.checks import INSTRUCTIONS, Checked
+from rlhf.generation.protocol import Completion
+from rlhf.reporting.page import heat
+from rlhf.reporting.table import multi_turn_sheet
+from rlhf.rollout import Sample
+from stages import evaluate
+
+COMMA, LOWER, QUOTED = INSTRUCTIONS[2], INSTRUCTIONS[0], INSTRUCTIONS[3]
+KEPT = {
+    "change_case:english_lowercase": ("of course.", "Of course."),
+    "change_case:english_capital": ("OF COURSE.", "Of course."),
+    "punctuation:no_comma": ("Yes of course.", "Yes, of course."),
+    "startend:quotation": ('"Yes."', "Yes."),
+    "startend:end_checker": ("Yes. Is there anything else?", "Is there anything else? Yes."),
+    "detectable_format:title": ("<<Bread>> Take flour.", "Bread. Take flour."),
+    "detectable_content:postscript": ("Yes.\nP.S. Really.", "Yes. Really."),
+    "detectable_format:number_bullet_lists": ("* a\n* b\n* c", "* a\n* b"),
+    "length_constraints:number_words": ("word " * 19, "word " * 20),
+    "keywords:existence": ("Indeed it is.", "It is."),
+    "detectable_format:json_format": ('{"answer": "yes"}', "yes"),
+}
+
+
+def test_every_instruction_of_ours_is_kept_by_one_answer_and_not_by_another():
+    assert {rule for row in INSTRUCTIONS for rule in row.rules} == set(KEPT)
+    assert len({row.prompt for row in INSTRUCTIONS}) == len(INSTRUCTIONS)
+    for row in INSTRUCTIONS:
+        good, bad = KEPT[row.rules[0]]
+        assert row.kept(good) == [True], row.prompt
+        assert row.kept(bad) == [False], row.prompt
+
+
+# ── judged turn by turn ──────────────────────────────────────────────────────────────────────────────────────────────
+
+HELD = [
+    Conversation("a", COMMA.prompt, ("how ?", "why ?"), (False,) * 2, "mine"),
+    Conversation("b", LOWER.prompt, ("who ?", "when ?"), (False,) * 2, "mine"),
+]
+SCRIPT = [["Yes, sir.", "me."], ["Because.", "Today."]]  # a keeps its rule in the second turn, b in the first
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """A policy that reads from the script; each prompt has as many tokens as words."""
+    asked = []
+
+    def answer(policy, tokenizer, prompts, sampling, **options):
+        texts = [SCRIPT[len(asked)]["ab".index(prompt.id)] for prompt in prompts]
+        asked.append(prompts)
+        ended = Completion((9,), (0.0,), "stop")
+        return [[Sample(prompt, (8,), ended, text)] for prompt, text in zip(prompts, texts, strict=True)]
+
+    monkeypatch.setattr(multi_turn, "sample", answer)
+    monkeypatch.setattr(
+        multi_turn, "encode_prompt", lambda _, turns: [0] * sum(len(turn.content.split()) for turn in turns)
+    )
+    return asked
+
+
+def rates(context=None):
+    rules = {row.prompt: row for row in (COMMA, LOWER)}
+    return multi_turn.follow_rates(
+        None, None, HELD, turns=(1, 2), max_new_tokens=3, judged=multi_turn.by_rules(rules), context=context
+    )
+
+
+def test_the_words_counted_below():
+    assert [len(c.instruction.split()) for c in HELD] == [7, 6]
+
+
+def test_each_answer_is_judged_by_the_rule_of_its_own_dialogue(scripted):
+    found = rates()
+    assert found.followed == {1: 0.5, 2: 0.5}
+    assert found.content == {}  # nobody knows what these answers are worth
+    assert found.counts == {1: 2, 2: 2}
+    assert {prompt.source for prompts in scripted for prompt in prompts} == {"mine"}
+
+
+def test_a_dialogue_that_outgrows_the_context_is_over(scripted):
+    # Instructions of 7 and 6 words, then a question of 2, an answer and a question of 2: 13 and 11 of a room of 12.
+    found = rates(context=12 + 3)
+    assert found.counts == {1: 2, 2: 1}
+    assert found.followed == {1: 0.5, 2: 0.0}  # of the second turn b alone is left, which says "Today."
+    assert found.intervals()["2"] == pytest.approx((0.0, 0.7934), abs=1e-3)  # Wilson, 0 of 1: z^2 / (1 + z^2)
+    assert rates_of_nothing(scripted).followed == {}
+
+
+def rates_of_nothing(asked):
+    """No prompt fits."""
+    asked.clear()
+    found = rates(context=4)
+    assert asked == []
+    return found
+
+
+# ── which dialogues, under which instructions ────────────────────────────────────────────────────────────────────────
+
+
+def chat(number, turns, system=False):
+    spoken = [{"role": "system", "content": "be brief"}] if system else []
+    for turn in range(turns):
+        spoken += [{"role": "user", "content": f"how {number} {turn} ?"}, {"role": "assistant", "content": "so ."}]
+    return {"messages": spoken}
+
+
+@pytest.fixture
+def of(job_of, tmp_path):
+    """Evaluation of these rows as a set that is all for testing."""
+
+    def make(rows, **settings):
+        (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = [{"name": "chats", "path": str(tmp_path / "chats.jsonl"), "use": "test"}]
+        return SimpleNamespace(job=job_of("evaluate", data=data, **{"turns": [1, 2], **settings}), policies={})
+
+    return make
+
+
+def test_dialogues_that_are_long_enough_stand_once_each(of):
+    rows = [chat(i, 2) for i in range(5)] + [chat(9, 1), chat(8, 3), chat(7, 3, system=True)]
+    found = people.dialogues(of(rows, dialogues=64), [COMMA.prompt, LOWER.prompt])
+    said = sorted(c.user_turns for c in found)
+    assert said == sorted((f"how {i} 0 ?", f"how {i} 1 ?") for i in (0, 1, 2, 3, 4, 8))
+    assert {c.instruction for c in found} <= {COMMA.prompt, LOWER.prompt}
+    assert len(people.dialogues(of(rows, dialogues=3), [COMMA.prompt])) == 3
+
+
+def test_where_no_dialogue_is_long_enough_it_is_said(of, screen):
+    assert people.multi_turn(of([chat(1, 1)]), {}) == {}
+    assert people.multi_turn(of([{"prompt": "how ?"}], changes=2), {}) == {}
+    lines = screen.getvalue().splitlines()
+    short, changes, prompts = (line for line in lines if line.startswith("left out"))
+    assert "chats" in short
+    assert "2 user turns or more" in short
+    assert "lower evaluate.turns" in short
+    assert "evaluate.changes" in changes
+    assert "chats.jsonl:1" in prompts
+    assert "expected messages" in prompts or "messages" in prompts
+
+
+def test_instructions_of_a_file_whose_rules_are_unknown_are_counted(of, tmp_path, screen):
+    row = {"prompt": "Use no commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    foreign = {"prompt": "Say it in French.", "instruction_id_list": ["language:response_language"], "kwargs": [{}]}
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row, foreign, row)))
+    found = people.known(of([chat(1, 2)], instructions={"path": str(tmp_path / "own.jsonl")}))
+    assert found == {"Use no commas.": Checked.from_row(row)}
+    assert "2 of 3 instructions" in screen.getvalue()
+
+
+# ── the whole stage ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_checkpoint_by_itself_in_dialogues_of_people(job_of, saved, policy, tmp_path):
+    policy.config.max_position_embeddings = 256
+    folder = saved.policy("elsewhere")
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat(i, 3)) + "\n" for i in range(4)))
+    job = job_of(
+        "evaluate", reads={"policies": [], "reward": [], "preferences*": []}, model={"max_length": 256},
+        data=[{"name": "chats", "path": str(tmp_path / "chats.jsonl"), "use": "test"}],
+        policies=[{"name": "mine", "path": str(folder / "checkpoint")}], turns=[1, 2, 3], max_new_tokens=4,
+    )  # fmt: skip
+    evaluate.run(job)
+    found = json.loads((job.out / "results.json").read_text())["multi_turn"]
+    assert (found["n"], found["final_policy"]) == (4, "mine")
+    assert list(found["final"]) == list(found["counted_final"]) == ["1", "2", "3"]
+    assert set(found["counted_final"].values()) == {4}
+    (row,) = multi_turn_sheet({"multi_turn": found}).rows
+    assert row[0] == "final (mine)"
+    assert [name for name, _ in heat(found)] == ["final: mine"]
+    assert Counter(found)["content_final"] == 0
+
+
+def test_the_note_says_who_judged_and_how_many_were_left():
+    found = {
+        "n": 9, "instructions": 4, "before": {"1": 1.0, "2": 0.5}, "after": {"1": 1.0, "2": 1.0},
+        "counted_before": {"1": 9, "2": 7}, "counted_after": {"1": 9, "2": 8},
+    }  # fmt: skip
+    assert multi_turn_sheet({"multi_turn": found}).note == (
+        "9 dialogues, Ghost Attention before and after; instruction given in the first turn only;"
+        " 4 instructions, which rules check; 7 dialogues at the last turn, others outgrew the context"
+    )
