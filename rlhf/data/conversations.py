@@ -53,6 +53,8 @@ class Said:
 
     users: tuple[str, ...]
     is_safety: bool
+    answers: tuple[str, ...] = ()
+    """What was answered there; none where the policy spoke for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class Conversation:
     short: str = ""
     """The less verbose form of the instruction; empty where it has none."""
     change: Change | None = None
+    answers: tuple[str, ...] = ()
+    """What was answered in the data, which knew of no instruction; none in the micro-world."""
 
     def tracks(self) -> list[Conversation]:
         """The questions under one instruction each: the first up to the change, what holds then from the start on."""
@@ -112,16 +116,28 @@ def under_instructions(
     rng.shuffle(usable)
     rows = []
     for i in range(count if usable else 0):
-        users, instruction = usable[i % len(usable)].users[:most], lists.draw(rng)
-        tags = (usable[i % len(usable)].is_safety,) * len(users)
-        rows.append(Conversation(f"{prefix}-{i}", instruction.text, users, tags, source, instruction.short))
+        one, instruction = usable[i % len(usable)], lists.draw(rng)
+        spoken = min(most, len(one.users))
+        rows.append(
+            Conversation(
+                f"{prefix}-{i}",
+                instruction.text,
+                one.users[:spoken],
+                (one.is_safety,) * spoken,
+                source,
+                instruction.short,
+                answers=one.answers[:spoken],
+            )
+        )
     return rows
 
 
 def said_in(dialogue: Dialogue, *, is_safety: bool) -> Said:
     """What the user says in a dialogue: nothing, where a system message would compete with an instruction."""
-    own = dialogue.turns[0].role == "system"
-    return Said(tuple(turn.content for turn in dialogue.turns if turn.role == "user" and not own), is_safety)
+    if dialogue.turns[0].role == "system":
+        return Said((), is_safety)
+    users, answers = ([turn.content for turn in dialogue.turns if turn.role == role] for role in ("user", "assistant"))
+    return Said(tuple(users), is_safety, tuple(answers))
 
 
 def with_changes(

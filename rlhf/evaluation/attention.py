@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.chat import encode_dialogue
 from rlhf.data.types import Turn
+from rlhf.errors import ConfigError
 from rlhf.models.shared import whole
+
+
+@contextmanager
+def each_layer(policy: PreTrainedModel, told: Callable[[Tensor], Any]) -> Iterator[None]:
+    """Inside, `told` is called with the attention [1, heads, S, S] of every layer as it is made.
+
+    A layer at a time: the attention of all layers of a large model over a long dialogue fits no machine.
+    """
+
+    def tell(_module: nn.Module, _given: Any, output: Any) -> None:
+        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if isinstance(weights, Tensor) and weights.ndim == 4:
+            told(weights)
+
+    before = policy.config._attn_implementation
+    policy.set_attn_implementation("eager")  # the others do not say what they looked at
+    hooks = [module.register_forward_hook(tell) for module in policy.modules()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        policy.set_attn_implementation(before)
 
 
 @torch.no_grad()
@@ -23,21 +50,24 @@ def on_instruction(
 
     Args:
         turns: system, then user and assistant in turn. The same dialogue for every policy that is compared.
+
+    Raises:
+        ConfigError: for a model whose layers do not return their attention.
     """
     encoded = encode_dialogue(tokenizer, turns)
     without = encode_dialogue(tokenizer, turns[1:])
     added = len(encoded.input_ids) - len(without.input_ids)
     start = next(i for i, (a, b) in enumerate(zip(encoded.input_ids, without.input_ids, strict=False)) if a != b)
     instruction = slice(start, start + added)
-    before = policy.config._attn_implementation
-    policy.set_attn_implementation("eager")  # the others do not say what they looked at
-    try:
-        ids = torch.tensor([encoded.input_ids], device=policy.device)
-        with whole(policy):
-            layers = policy(input_ids=ids, use_cache=False, output_attentions=True).attentions
-    finally:
-        policy.set_attn_implementation(before)
-    looked = torch.stack([layer[0, :, :, instruction].amax(dim=(0, 2)) for layer in layers]).amax(0)  # [S]
+    ids = torch.tensor([encoded.input_ids], device=policy.device)
+    layers: list[Tensor] = []  # of each, the highest that a token pays to the instruction [S]
+    with whole(policy), each_layer(policy, lambda paid: layers.append(paid[0, :, :, instruction].amax((0, 2)).cpu())):
+        policy(input_ids=ids, use_cache=False)
+    if not layers:
+        raise ConfigError(
+            f"{type(policy).__name__} does not say what it attends to", hints=["leave it out: evaluate.attention=0"]
+        )
+    looked = torch.stack(layers).amax(0)
     owner = torch.tensor(encoded.owner)
     answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     # The token before an answer's token is the one whose output says it.

@@ -113,22 +113,16 @@ def at_half(c: Conversation, turn: int) -> Conversation:
 
 
 def attention_on_instruction(e: Evaluation) -> dict[str, Any]:
-    """By turn the highest attention to the instruction, the same ideal dialogues for every policy (Fig 10).
+    """By turn the highest attention to the instruction, the same dialogues for every policy (Fig 10).
 
-    The measure needs no oracle, only dialogues under a system message with answers in them: here the oracle's own. Real
-    ones would do, once the feed gives a conversation with its answers.
+    In the micro-world with the oracle's own answers, in dialogues of people with those that were given there.
     """
-    if not e.job.config.attention:
+    count = e.job.config.attention
+    if not count:
         return {}
-    if not embedded(e):
-        e.job.track.say(
-            "left out: attention to the instruction (Fig 10). The micro-world's oracle writes the answers of its"
-            " dialogues, and evaluate.data names other prompts"
-        )
-        return {}
-    spoken = [ideal_dialogue(c) for c in conversations(e, e.job.config.attention)]
-    found: dict[str, Any] = {"n": len(spoken)}
-    for label, name in around_gatt(e).items():
+    spoken = [ideal_dialogue(c) for c in conversations(e, count)] if embedded(e) else people.as_given(e, count)
+    found: dict[str, Any] = {"n": len(spoken)} if spoken else {}
+    for label, name in around_gatt(e).items() if spoken else ():
         policy = e.model(name)
         rows = [attention.on_instruction(policy, e.tokenizer, turns) for turns in spoken]
         found[label] = {str(turn): sum(row[turn] for row in rows) / len(rows) for turn in e.job.config.turns}

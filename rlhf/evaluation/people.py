@@ -6,14 +6,17 @@ No oracle knows what people ask, so instructions are of a kind whose keeping a r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhf.data import feed
+from rlhf.data.chat import encode_dialogue
 from rlhf.data.conversations import Conversation
+from rlhf.data.gatt import exchange
 from rlhf.data.instructions import Lists
 from rlhf.data.lines import json_lines
+from rlhf.data.types import Turn
 from rlhf.errors import DataError
 from rlhf.evaluation.checks import INSTRUCTIONS, Checked
 from rlhf.evaluation.multi_turn import by_rules, follow_rates
@@ -31,8 +34,8 @@ def multi_turn(e: Evaluation, shown: Mapping[str, str]) -> dict[str, Any]:
     for setting in ("changes", "unseen"):
         if getattr(config, setting):
             say(f"left out: evaluate.{setting}, which needs the instructions of the micro-world")
-    instructions = known(e)
-    held = dialogues(e, list(instructions)) if instructions else []
+    instructions = known(e, say=say)
+    held = dialogues(e, list(instructions), what="many turns (Table 30)") if instructions else []
     if not held:
         return {}
     found: dict[str, Any] = {"n": len(held), "instructions": len({c.instruction for c in held})}
@@ -51,20 +54,36 @@ def multi_turn(e: Evaluation, shown: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def known(e: Evaluation) -> dict[str, Checked]:
+def known(e: Evaluation, *, say: Callable[[str], None]) -> dict[str, Checked]:
     """Instruction -> its rules: of the file that `evaluate.instructions` names, or our own."""
     path = e.job.config.instructions.path
     rows = [Checked.from_row(row) for _, row in json_lines(Path(path))] if path else INSTRUCTIONS
     found = {row.prompt: row for row in rows if row.known}
     if len(found) < len(rows):
-        e.job.track.say(
-            f"left out: {len(rows) - len(found):,} of {len(rows):,} instructions of {path}, which stand there twice or"
-            " have rules that cannot be checked"
-        )
+        left_out = f"{len(rows) - len(found):,} of {len(rows):,} instructions of {path}"
+        say(f"left out: {left_out}, which stand there twice or have rules that cannot be checked")
     return found
 
 
-def dialogues(e: Evaluation, instructions: list[str]) -> list[Conversation]:
+def as_given(e: Evaluation, count: int) -> list[tuple[Turn, ...]]:
+    """So many of these dialogues with the answers that were given, under an instruction that these know nothing of.
+
+    Those longer than a policy's context are left out, which is said.
+    """
+    fitting, long = [], 0
+    for c in dialogues(e, list(known(e, say=lambda _: None)), what="attention to the instruction (Fig 10)"):
+        said = [turn for pair in zip(c.user_turns, c.answers, strict=True) for turn in exchange(*pair)]
+        turns = (Turn("system", c.instruction), *said)
+        if len(encode_dialogue(e.tokenizer, turns).input_ids) <= min(map(context_of, e.policies.values())):
+            fitting.append(turns)
+        else:
+            long += 1
+    if long:
+        e.job.track.say(f"left out: {long:,} dialogues to read attention in (Fig 10), longer than the context")
+    return fitting[:count]
+
+
+def dialogues(e: Evaluation, instructions: list[str], *, what: str) -> list[Conversation]:
     """Held-out dialogues of `evaluate.data` that are long enough, each once and under one of these instructions."""
     config, lists = e.job.config, Lists({"instructions": instructions})
     found: list[Conversation] = []
@@ -86,5 +105,5 @@ def dialogues(e: Evaluation, instructions: list[str]) -> list[Conversation]:
             )
         except DataError as error:  # prompts alone, say, or shorter dialogues
             said = ", ".join(part for part in (error.where, error.what) if part)
-            e.job.track.say(f"left out: many turns (Table 30) of {source.name}: {said}; {'; '.join(error.hints)}")
+            e.job.track.say(f"left out: {what} of {source.name}: {said}; {'; '.join(error.hints)}")
     return list({c.user_turns: c for c in found}.values())[: config.dialogues]

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf.data.chat import encode_dialogue
 from rlhf.data.types import Turn
-from rlhf.evaluation.attention import on_instruction
+from rlhf.errors import ConfigError
+from rlhf.evaluation.attention import each_layer, on_instruction
 
 TURNS = (
     Turn("system", "end : key"),
@@ -41,4 +43,38 @@ def test_the_highest_weight_of_any_layer_head_and_token(policy, tokenizer):
     assert set(found) == {1, 2}
     assert found == pytest.approx(wanted, abs=1e-6)
     assert found[1] != pytest.approx(found[2], abs=1e-3)
+    assert policy.config._attn_implementation == "sdpa"
+
+
+OTHERS = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "gpt_neox": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "qwen2": {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 64,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_models_tell_a_layer_at_a_time_what_they_return_at_the_end(kind, tokenizer):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **OTHERS[kind])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    told = []
+    with torch.no_grad(), each_layer(model, told.append):
+        returned = model(torch.arange(20)[None], output_attentions=True, use_cache=False).attentions
+    assert len(told) == 2
+    for one, other in zip(told, returned, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_model_that_tells_nothing_is_refused(policy, tokenizer, monkeypatch):
+    for layer in policy.model.layers:
+        attend = layer.self_attn.forward
+        monkeypatch.setattr(
+            layer.self_attn, "forward", lambda *given, _of=attend, **more: (_of(*given, **more)[0], None)
+        )
+    with pytest.raises(ConfigError, match="does not say what it attends to"):
+        on_instruction(policy, tokenizer, TURNS)
     assert policy.config._attn_implementation == "sdpa"

@@ -154,7 +154,7 @@ def test_what_needs_the_oracle_is_said_to_be_left_out(job_of, screen, tmp_path):
         left_out,
         (
             ("many turns", "asked.jsonl:1", "messages"),
-            ("attention", "writes the answers"),
+            ("attention", "asked.jsonl:1", "messages"),
             ("creative prompts", "`kind`"),
         ),
         strict=True,

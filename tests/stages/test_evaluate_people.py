@@ -127,11 +127,12 @@ def of(job_of, tmp_path):
 
 def test_dialogues_that_are_long_enough_stand_once_each(of):
     rows = [chat(i, 2) for i in range(5)] + [chat(9, 1), chat(8, 3), chat(7, 3, system=True)]
-    found = people.dialogues(of(rows, dialogues=64), [COMMA.prompt, LOWER.prompt])
+    found = people.dialogues(of(rows, dialogues=64), [COMMA.prompt, LOWER.prompt], what="turns")
     said = sorted(c.user_turns for c in found)
     assert said == sorted((f"how {i} 0 ?", f"how {i} 1 ?") for i in (0, 1, 2, 3, 4, 8))
     assert {c.instruction for c in found} <= {COMMA.prompt, LOWER.prompt}
-    assert len(people.dialogues(of(rows, dialogues=3), [COMMA.prompt])) == 3
+    assert {c.answers for c in found} == {("so .", "so .")}
+    assert len(people.dialogues(of(rows, dialogues=3), [COMMA.prompt], what="turns")) == 3
 
 
 def test_where_no_dialogue_is_long_enough_it_is_said(of, screen):
@@ -147,13 +148,14 @@ def test_where_no_dialogue_is_long_enough_it_is_said(of, screen):
     assert "expected messages" in prompts or "messages" in prompts
 
 
-def test_instructions_of_a_file_whose_rules_are_unknown_are_counted(of, tmp_path, screen):
+def test_instructions_of_a_file_whose_rules_are_unknown_are_counted(of, tmp_path):
     row = {"prompt": "Use no commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
     foreign = {"prompt": "Say it in French.", "instruction_id_list": ["language:response_language"], "kwargs": [{}]}
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row, foreign, row)))
-    found = people.known(of([chat(1, 2)], instructions={"path": str(tmp_path / "own.jsonl")}))
-    assert found == {"Use no commas.": Checked.from_row(row)}
-    assert "2 of 3 instructions" in screen.getvalue()
+    said = []
+    e = of([chat(1, 2)], instructions={"path": str(tmp_path / "own.jsonl")})
+    assert people.known(e, say=said.append) == {"Use no commas.": Checked.from_row(row)}
+    assert [line.partition(" of ")[0] for line in said] == ["left out: 2"]
 
 
 # ── the whole stage ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -169,7 +171,10 @@ def test_a_checkpoint_by_itself_in_dialogues_of_people(job_of, saved, policy, tm
         policies=[{"name": "mine", "path": str(folder / "checkpoint")}], turns=[1, 2, 3], max_new_tokens=4,
     )  # fmt: skip
     evaluate.run(job)
-    found = json.loads((job.out / "results.json").read_text())["multi_turn"]
+    results = json.loads((job.out / "results.json").read_text())
+    found, attention = results["multi_turn"], results["attention"]
+    assert (attention["n"], list(attention["final"])) == (4, ["1", "2", "3"])
+    assert all(0 < paid <= 1 for paid in attention["final"].values())
     assert (found["n"], found["final_policy"]) == (4, "mine")
     assert list(found["final"]) == list(found["counted_final"]) == ["1", "2", "3"]
     assert set(found["counted_final"].values()) == {4}
@@ -177,6 +182,27 @@ def test_a_checkpoint_by_itself_in_dialogues_of_people(job_of, saved, policy, tm
     assert row[0] == "final (mine)"
     assert [name for name, _ in heat(found)] == ["final: mine"]
     assert Counter(found)["content_final"] == 0
+
+
+def test_attention_is_read_in_dialogues_as_they_were_given(of, tmp_path, monkeypatch, screen):
+    e = of([chat(i, 2) for i in range(9)])
+    e.policies, e.tokenizer = {"sft": tmp_path / "sft", "ppo": tmp_path / "ppo"}, None
+    room = {"sft": 40, "ppo": 19}  # a dialogue has 12 words, under an instruction of 7 or 16
+    monkeypatch.setattr(people, "context_of", lambda folder: room[folder.name])
+    monkeypatch.setattr(
+        people, "encode_dialogue",
+        lambda _, turns: SimpleNamespace(input_ids=[0] * sum(len(turn.content.split()) for turn in turns)),
+    )  # fmt: skip
+    rules = {row.prompt: row for row in (COMMA, INSTRUCTIONS[7])}
+    monkeypatch.setattr(people, "known", lambda e, say: rules)
+    drawn = people.dialogues(e, list(rules), what="attention")
+    short = [c.user_turns[0] for c in drawn if c.instruction == COMMA.prompt]
+    assert 2 < len(short) < len(drawn) == 9
+    found = people.as_given(e, 8)
+    assert [turns[1].content for turns in found] == short
+    assert {tuple(turn.role for turn in turns) for turns in found} == {("system", *["user", "assistant"] * 2)}
+    assert f"left out: {9 - len(short)} dialogues" in screen.getvalue()
+    assert len(people.as_given(e, 2)) == 2
 
 
 def test_the_note_says_who_judged_and_how_many_were_left():
