@@ -69,17 +69,23 @@ def generate(
     """K completions of every prompt, in the order given; `rows_per_batch` is memory and speed only."""
     model.eval()
     for earlier in dialogues.before(request) if dialogues else ():
-        _read(model, earlier.prompts, dialogues)
+        for chosen in _batches(earlier, rows_per_batch):
+            _read(model, earlier.part(chosen).prompts, dialogues)
     found: list[list[Completion]] = [[] for _ in request.prompts]
-    order = sorted(range(len(request.prompts)), key=lambda i: len(request.prompts[i]))
     k = request.sampling.samples_per_prompt
-    size = max(1, rows_per_batch // k)
     step = Fused(model) if applies(model) else Whole(model)
-    for chosen in (order[start : start + size] for start in range(0, len(order), size)):
+    for chosen in _batches(request, rows_per_batch):
         rows = _decode(model, step, request.part(chosen), dialogues)
         for place, i in enumerate(chosen):
             found[i] = rows[place * k : (place + 1) * k]
     return found
+
+
+def _batches(request: Request, rows_per_batch: int) -> list[list[int]]:
+    """The prompts of each batch, the shortest first: where a row stands in its batch may decide about its last bits."""
+    order = sorted(range(len(request.prompts)), key=lambda i: len(request.prompts[i]))
+    size = max(1, rows_per_batch // request.sampling.samples_per_prompt)
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 class Whole:

@@ -44,7 +44,7 @@ def assert_same(found, wanted):
         assert [c.token_ids for c in group] == [c.token_ids for c in other]
         assert [c.finish_reason for c in group] == [c.finish_reason for c in other]
         for a, b in zip(group, other, strict=True):
-            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+            assert a.logprobs == pytest.approx(b.logprobs, abs=5e-5)
 
 
 @torch.no_grad()
