@@ -11,7 +11,7 @@ import torch
 
 from rlhf.data import feed
 from rlhf.data.types import DOMAINS, Preference, Prompt, rating_mix
-from rlhf.evaluation import behaviour, claims, curves, distributions
+from rlhf.evaluation import behaviour, checks, claims, curves, distributions
 from rlhf.evaluation.diversity import self_bleu
 from rlhf.evaluation.gold import facts_right, gold_report, verdicts
 from rlhf.evaluation.intervals import of_mean, paired, paired_quantile
@@ -33,7 +33,9 @@ SELF_BLEU_TEMPERATURE = 1.0  # what was trained, at whatever temperature the oth
 def run(job: Job) -> None:
     """Leave `results.json`, the report's numbers; what cannot be measured in this recipe is absent."""
     e, reward_artefacts = Evaluation.of(job), job.every("reward")
-    # Prompts first: one that is malformed or too long is said before any model is loaded.
+    # What is asked first: a row that is malformed or too long is said before any model is loaded.
+    for given in (job.config.checks, job.config.instructions):
+        checks.read(given.path)
     prompts = heldout_prompts(e, job.config.prompts, "policies") if e.judged_by and job.config.data else []
     for folder in e.policies.values():
         require_fit(folder, prompts, e.tokenizer, longest=job.config.max_new_tokens)

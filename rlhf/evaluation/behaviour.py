@@ -11,10 +11,8 @@ from typing import Any
 
 from rlhf.data import feed
 from rlhf.data.conversations import Conversation, another, changed
-from rlhf.data.lines import json_lines
 from rlhf.data.types import Prompt, Turn
-from rlhf.evaluation import attention, people, win_rates
-from rlhf.evaluation.checks import Checked, rates
+from rlhf.evaluation import attention, checks, people, win_rates
 from rlhf.evaluation.diversity import over_temperature
 from rlhf.evaluation.gold import verdicts
 from rlhf.evaluation.multi_turn import follow_rates
@@ -238,10 +236,9 @@ def judge_of(e: Evaluation) -> Any:
 
 def checked(e: Evaluation) -> dict[str, Any]:
     """Instructions that need no judge, on prompts of a file: every policy's greedy answers."""
-    path = e.job.config.checks.path
-    if path is None:
+    if e.job.config.checks.path is None:
         return {}
-    rows = [Checked.from_row(row) for _, row in json_lines(Path(path))]
+    rows = checks.read(e.job.config.checks.path)
     known = [row for row in rows if row.known]
     e.job.track.say(f"{len(known):,} of {len(rows):,} prompts have rules that can be checked")
     greedy = Sampling(1, 0.0, e.job.config.max_new_tokens)
@@ -251,5 +248,5 @@ def checked(e: Evaluation) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in e.policies:
         answers = [group[0].text for group in sample(e.engine(e.model(name)), e.tokenizer, prompts, greedy, seed=0)]
-        found[name] = rates(known, answers)
+        found[name] = checks.rates(known, answers)
     return found

@@ -11,8 +11,11 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from rlhf.data.lines import json_lines
+from rlhf.errors import DataError
 from rlhf.evaluation.intervals import wilson
 
 Rule = Callable[..., bool]
@@ -39,8 +42,32 @@ class Checked:
         ]
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Checked:
-        return cls(row["prompt"], tuple(row["instruction_id_list"]), tuple(row["kwargs"]))
+    def from_row(cls, row: Mapping[str, Any], *, where: str = "") -> Checked:
+        """A row as the public set has it.
+
+        Raises:
+            DataError: if it has other columns, or a rule other arguments.
+        """
+        try:
+            made = cls(row["prompt"], tuple(row["instruction_id_list"]), tuple(row["kwargs"]))
+            if not isinstance(made.prompt, str) or not made.rules:
+                raise TypeError("prompt is a text, and instruction_id_list names at least one rule")
+            if made.known:
+                made.kept("some reply")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            said = f"no {error}" if isinstance(error, KeyError) else error
+            hints = ["a row has prompt, instruction_id_list and, for each of those, kwargs, as IFEval's rows have"]
+            raise DataError(f"not a prompt with rules: {said}", where=where or None, hints=hints) from None
+        return made
+
+
+def read(path: str | None) -> tuple[Checked, ...]:
+    """The rows of a file, at least one; none of no file."""
+    rows = json_lines(Path(path)) if path else ()
+    found = tuple(Checked.from_row(row, where=f"{path}:{number}") for number, row in rows)
+    if path and not found:
+        raise DataError("no prompt with rules in it", where=path)
+    return found
 
 
 def rates(rows: Sequence[Checked], replies: Sequence[str]) -> dict[str, Any]:

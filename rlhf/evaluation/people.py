@@ -7,7 +7,6 @@ No oracle knows what people ask, so instructions are of a kind whose keeping a r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from rlhf.data import feed
@@ -15,10 +14,10 @@ from rlhf.data.chat import encode_dialogue
 from rlhf.data.conversations import Conversation
 from rlhf.data.gatt import exchange
 from rlhf.data.instructions import Lists
-from rlhf.data.lines import json_lines
 from rlhf.data.types import Turn
 from rlhf.errors import DataError
-from rlhf.evaluation.checks import INSTRUCTIONS, Checked
+from rlhf.evaluation import checks
+from rlhf.evaluation.checks import Checked
 from rlhf.evaluation.multi_turn import by_rules, follow_rates
 from rlhf.evaluation.subject import Evaluation
 from rlhf.models.load import context_of
@@ -57,7 +56,7 @@ def multi_turn(e: Evaluation, shown: Mapping[str, str]) -> dict[str, Any]:
 def known(e: Evaluation, *, say: Callable[[str], None]) -> dict[str, Checked]:
     """Instruction -> its rules: of the file that `evaluate.instructions` names, or our own."""
     path = e.job.config.instructions.path
-    rows = [Checked.from_row(row) for _, row in json_lines(Path(path))] if path else INSTRUCTIONS
+    rows = checks.read(path) if path else checks.INSTRUCTIONS
     found = {row.prompt: row for row in rows if row.known}
     if len(found) < len(rows):
         left_out = f"{len(rows) - len(found):,} of {len(rows):,} instructions of {path}"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.evaluation.checks import RULES, Checked, rates
+from rlhf.errors import DataError
+from rlhf.evaluation.checks import RULES, Checked, rates, read
 
 REAL = Path(os.environ.get("RLHF_DATA_REAL", "data-real")) / "prompts" / "ifeval.jsonl.gz"
 
@@ -46,6 +47,32 @@ def test_a_rule_is_kept_or_not(rule):
     arguments, kept, broken = CASES[rule]
     row = Checked("p", (rule,), (arguments,))
     assert (row.kept(kept), row.kept(broken), row.kept("")) == ([True], [False], [False])
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "p", "kwargs": []}, "no 'instruction_id_list'"),
+        ({"prompt": "p", "instruction_id_list": [], "kwargs": []}, "at least one rule"),
+        ({"prompt": 3, "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}, "prompt is a text"),
+        ({"prompt": "p", "instruction_id_list": ["punctuation:no_comma"], "kwargs": []}, "zip"),
+        ({"prompt": "p", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{"words": 3}]}, "words"),
+        ({"prompt": "p", "instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": None}]}, "keywords"),
+    ],
+)
+def test_a_row_that_cannot_be_checked_is_named_before_anything_is_asked(row, said, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match="not a prompt with rules") as error:
+        read(str(tmp_path / "rows.jsonl"))
+    assert said in error.value.what
+    assert error.value.where == f"{tmp_path / 'rows.jsonl'}:1"
+
+
+def test_no_file_has_no_rows_and_an_empty_one_is_refused(tmp_path):
+    assert read(None) == ()
+    (tmp_path / "rows.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="no prompt with rules"):
+        read(str(tmp_path / "rows.jsonl"))
 
 
 def test_rates_by_hand():
