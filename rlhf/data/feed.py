@@ -226,15 +226,13 @@ def conversations(
         found += with_changes(
             allowed.instead(rows, seed), change_share, lists=allowed, seed=seed, withdrawal=withdrawal
         )
-    if not found and held_out:
-        raise DataError(
-            f"{stage}.data holds no dialogue held out of {min_turns} user turns or more without a system message",
-            hints=[f"lower {stage}.turns", "or test with all of a source: `use: test`"],
-        )
     if not found:
+        learned = [f"lower {stage}.min_turns", "or let the policy speak for the user: gatt.users=policy"]
+        tested = [f"lower {stage}.turns", "or test with all of a source: `use: test`"]
         raise DataError(
-            f"{stage}.data holds no dialogue of {min_turns} user turns or more without a system message",
-            hints=[f"lower {stage}.min_turns", "or let the policy speak for the user: gatt.users=policy"],
+            f"{stage}.data holds no {'held-out ' * held_out}dialogue of {min_turns} user turns or more without a system"
+            " message",
+            hints=tested if held_out else learned,
         )
     return found
 

@@ -29,9 +29,9 @@ def each_layer(policy: PreTrainedModel, told: Callable[[Tensor], Any]) -> Iterat
             told(weights)
 
     before = policy.config._attn_implementation
-    policy.set_attn_implementation("eager")  # the others do not say what they looked at
     hooks = [module.register_forward_hook(tell) for module in policy.modules()]
     try:
+        policy.set_attn_implementation("eager")  # the others do not say what they looked at
         yield
     finally:
         for hook in hooks:
@@ -52,21 +52,24 @@ def on_instruction(
         turns: system, then user and assistant in turn. The same dialogue for every policy that is compared.
 
     Raises:
-        ConfigError: for a model whose layers do not return their attention.
+        ConfigError: for a model whose layers do not return their attention, or a template without system messages.
     """
     encoded = encode_dialogue(tokenizer, turns)
     without = encode_dialogue(tokenizer, turns[1:])
-    added = len(encoded.input_ids) - len(without.input_ids)
-    start = next(i for i, (a, b) in enumerate(zip(encoded.input_ids, without.input_ids, strict=False)) if a != b)
-    instruction = slice(start, start + added)
+    # Between what both begin and end with: without a system message some templates put one of their own there.
+    pairs = list(zip(encoded.input_ids, without.input_ids, strict=False))
+    start = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    backwards = list(zip(reversed(encoded.input_ids[start:]), reversed(without.input_ids[start:]), strict=False))
+    alike = next((i for i, (a, b) in enumerate(backwards) if a != b), len(backwards))
+    instruction = slice(start, len(encoded.input_ids) - alike)
+    if instruction.start == instruction.stop:
+        raise ConfigError("the chat template leaves a system message out")
     ids = torch.tensor([encoded.input_ids], device=policy.device)
     layers: list[Tensor] = []  # of each, the highest that a token pays to the instruction [S]
     with whole(policy), each_layer(policy, lambda paid: layers.append(paid[0, :, :, instruction].amax((0, 2)).cpu())):
         policy(input_ids=ids, use_cache=False)
     if not layers:
-        raise ConfigError(
-            f"{type(policy).__name__} does not say what it attends to", hints=["leave it out: evaluate.attention=0"]
-        )
+        raise ConfigError(f"{type(policy).__name__} does not say what it attends to")
     looked = torch.stack(layers).amax(0)
     owner = torch.tensor(encoded.owner)
     answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]

@@ -12,6 +12,7 @@ from typing import Any
 from rlhf.data import feed
 from rlhf.data.conversations import Conversation, another, changed
 from rlhf.data.types import Prompt, Turn
+from rlhf.errors import ConfigError
 from rlhf.evaluation import attention, checks, people, win_rates
 from rlhf.evaluation.diversity import over_temperature
 from rlhf.evaluation.gold import verdicts
@@ -122,7 +123,11 @@ def attention_on_instruction(e: Evaluation) -> dict[str, Any]:
     found: dict[str, Any] = {"n": len(spoken)} if spoken else {}
     for label, name in around_gatt(e).items() if spoken else ():
         policy = e.model(name)
-        rows = [attention.on_instruction(policy, e.tokenizer, turns) for turns in spoken]
+        try:
+            rows = [attention.on_instruction(policy, e.tokenizer, turns) for turns in spoken]
+        except (ConfigError, ValueError) as error:  # of the model or its template; nothing else is lost for that
+            e.job.track.say(f"left out: attention to the instruction (Fig 10): {error}")
+            return {}
         found[label] = {str(turn): sum(row[turn] for row in rows) / len(rows) for turn in e.job.config.turns}
     return found
 

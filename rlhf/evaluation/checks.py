@@ -217,11 +217,11 @@ INSTRUCTIONS = (
         "Always give your answer a title in double angular brackets, such as <<title>>.", "detectable_format:title"
     ),
     _always(
-        "Always end your answer with a postscript that starts with P.S.",
+        "Always add a postscript to your answer, which starts with P.S.",
         "detectable_content:postscript", postscript_marker="P.S.",
     ),
     _always(
-        "Always answer with exactly three bullet points, each on a line that starts with an asterisk.",
+        "Always answer with exactly three bullet points, and nothing else.",
         "detectable_format:number_bullet_lists", num_bullets=3,
     ),
     _always(

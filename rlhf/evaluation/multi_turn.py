@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,30 +18,52 @@ from rlhf.generation.protocol import Engine, Sampling
 from rlhf.microworld.oracle import Verdict, judge
 from rlhf.rollout import Sample, batches, remembering, sample
 
-Judged = Callable[[Conversation, Sample], tuple[bool, float | None]]
+Judgement = tuple[bool, float | None]
 """Of an answer: whether it follows what is in force, and what its content is worth where somebody knows."""
+Judged = Callable[[Conversation, Sample], Judgement]
 
 
 @dataclass(frozen=True, slots=True)
 class TurnRates:
-    """By user turn (1 is the first): the share of answers that follow what is in force, and their mean content.
+    """By user turn (1 is the first): the share of answers that follow what is in force, and their mean content."""
 
-    A turn that no conversation came to is absent; so is content that nobody knows the worth of.
-    """
+    judgements: dict[int, dict[int, Judgement]]
+    """By turn and conversation, as they were given; one that outgrew the context is not in later turns."""
 
-    followed: dict[int, float]
-    content: dict[int, float]
-    counts: dict[int, int]
-    """Conversations that came to this turn."""
+    @property
+    def followed(self) -> dict[int, float]:
+        return {turn: fmean(follows for follows, _ in found.values()) for turn, found in self._known()}
+
+    @property
+    def content(self) -> dict[int, float]:
+        """Of answers whose worth somebody knows."""
+        worths = {turn: [worth for _, worth in found.values() if worth is not None] for turn, found in self._known()}
+        return {turn: fmean(known) for turn, known in worths.items() if known}
+
+    @property
+    def lasted(self) -> set[int]:
+        """Conversations that came to the last turn that was looked at."""
+        return set(self.judgements[max(self.judgements)])
+
+    def of(self, conversations: Collection[int]) -> TurnRates:
+        """The rates of these alone."""
+        return TurnRates(
+            {turn: {i: found[i] for i in found if i in conversations} for turn, found in self.judgements.items()}
+        )
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """By turn, Wilson's 95% interval of the share that follows."""
-        counts = self.counts
-        return {str(turn): wilson(round(rate * counts[turn]), counts[turn]) for turn, rate in self.followed.items()}
+        return {
+            str(turn): wilson(sum(follows for follows, _ in found.values()), len(found))
+            for turn, found in self._known()
+        }
 
     def table(self) -> dict[str, Any]:
         """By turn as text, as report.json has it."""
         return {str(turn): rate for turn, rate in self.followed.items()}
+
+    def _known(self) -> list[tuple[int, dict[int, Judgement]]]:
+        return [(turn, found) for turn, found in self.judgements.items() if found]
 
 
 def follow_rates(
@@ -60,35 +83,30 @@ def follow_rates(
         context: tokens; a conversation is over where an answer might not fit any more. None: that is an error.
     """
     engine, judged = remembering(policy), judged or by_oracle
-    found: dict[int, list[tuple[bool, float | None]]] = {turn: [] for turn in sorted(turns)}
+    found: dict[int, dict[int, Judgement]] = {turn: {} for turn in sorted(turns)}
     for part in batches(engine, len(conversations)):
-        held = [conversations[i] for i in part]
-        spoken = [[Turn("system", c.instruction)] for c in held]
+        spoken = {i: [Turn("system", conversations[i].instruction)] for i in part}
         for turn in range(1, max(turns) + 1):
-            for c, said in zip(held, spoken, strict=True):
-                said.append(Turn("user", c.said(turn - 1)))
+            for i, said in spoken.items():
+                said.append(Turn("user", conversations[i].said(turn - 1)))
             if context is not None:
                 room = context - max_new_tokens
-                live = [i for i, said in enumerate(spoken) if len(encode_prompt(tokenizer, said)) <= room]
-                held, spoken = [held[i] for i in live], [spoken[i] for i in live]
-            if not held:
+                spoken = {i: said for i, said in spoken.items() if len(encode_prompt(tokenizer, said)) <= room}
+            if not spoken:
                 break
             prompts = [
-                Prompt(c.id, tuple(said), c.source, is_safety=False) for c, said in zip(held, spoken, strict=True)
+                Prompt(conversations[i].id, tuple(said), conversations[i].source, is_safety=False)
+                for i, said in spoken.items()
             ]
             answers = [g[0] for g in sample(engine, tokenizer, prompts, Sampling(1, 0.0, max_new_tokens), seed=0)]
-            if turn in found:
-                found[turn] += [judged(c, answer) for c, answer in zip(held, answers, strict=True)]
-            for said, answer in zip(spoken, answers, strict=True):
+            for (i, said), answer in zip(spoken.items(), answers, strict=True):
+                if turn in found:
+                    found[turn][i] = judged(conversations[i], answer)
                 said.append(Turn("assistant", answer.text or "."))
-    counts = {turn: len(rows) for turn, rows in found.items() if rows}
-    followed = {turn: sum(kept for kept, _ in found[turn]) / n for turn, n in counts.items()}
-    known = {turn: [worth for _, worth in found[turn] if worth is not None] for turn in counts}
-    content = {turn: sum(worths) / len(worths) for turn, worths in known.items() if worths}
-    return TurnRates(followed, content, counts)
+    return TurnRates(found)
 
 
-def by_oracle(_: Conversation, answer: Sample) -> tuple[bool, float | None]:
+def by_oracle(_: Conversation, answer: Sample) -> Judgement:
     """The micro-world's oracle, which finds the instruction in the prompt."""
     verdict = judge(answer.prompt.turns, answer.text, finished=answer.finished)
     return follows(verdict), verdict.content

@@ -189,16 +189,11 @@ def multi_turn_sheet(report: Report) -> Sheet | None:
         policy = found.get(f"{when}_policy")
         name = (f"{when} ({policy})" if policy else when) + asked[how]
         rows.append((name, *(percent(by_turn[t]) if t in by_turn else ABSENT for t in turns)))
-    whose = [f"{found['n']:,} dialogues"] if found.get("n") else []
-    whose += [] if "final" in held else ["Ghost Attention before and after"]
-    notes = [", ".join(whose), "instruction given in the first turn only"]
-    if found.get("instructions"):
-        notes.append(f"{found['instructions']} instructions, which rules check")
-        least = min(count for when in held for count in found[f"counted_{when}"].values())
-        notes += [f"{least:,} dialogues at the last turn, others outgrew the context"] if least < found["n"] else []
-    return Sheet(
-        "Instruction still followed at turn", ("policy", *turns), tuple(rows), "; ".join(note for note in notes if note)
-    )
+    n = f"{found['n']:,} dialogues, " if found.get("n") else ""
+    whose = "" if "final" in held else "Ghost Attention before and after; "
+    rules = f"; {found['instructions']} instructions, which rules check" if found.get("instructions") else ""
+    note = f"{n}{whose}instruction given in the first turn only{rules}"
+    return Sheet("Instruction still followed at turn", ("policy", *turns), tuple(rows), note)
 
 
 def held_by(multi_turn: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,12 @@ class At(Section):
     path: str | None = ours(None, "a folder or file; none: what the run has, or nothing", "the run's own is the rule")
 
 
+class InstructionsAt(Section):
+    """Instructions for dialogues of people (Table 30)."""
+
+    path: str | None = ours(None, "rows of instructions and their rules, as IFEval's; none: eleven of ours", "no judge")
+
+
 class PolicyAt(At):
     """A policy to measure: one of the run by its name, or a checkpoint anywhere."""
 
@@ -26,7 +32,7 @@ class EvaluateConfig(Combine):
     rewards: At = At()
     judge: At = At()
     checks: At = At()
-    instructions: At = At()
+    instructions: InstructionsAt = InstructionsAt()
     opponent: str | None = ours(None, "policy of the win rates (Fig 11)", "the first that was fine-tuned")
     prompts: int = ours(400, "prompts: a quarter each ordinary, instructed, borderline, unsafe", ge=4)
     temperature: Rate = ours(1.0, "of the measured answers", "what was trained")

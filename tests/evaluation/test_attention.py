@@ -1,5 +1,7 @@
 """Attention to the instruction, against the weights that transformers returns, looked up one by one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -7,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlhf.data.chat import encode_dialogue
 from rlhf.data.types import Turn
 from rlhf.errors import ConfigError
+from rlhf.evaluation import attention
 from rlhf.evaluation.attention import each_layer, on_instruction
 
 TURNS = (
@@ -67,6 +70,39 @@ def test_other_models_tell_a_layer_at_a_time_what_they_return_at_the_end(kind, t
     assert len(told) == 2
     for one, other in zip(told, returned, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_the_instruction_is_found_where_a_template_has_a_system_message_of_its_own(policy, tokenizer, monkeypatch):
+    """As Qwen's: without the instruction there stands another text, longer than it."""
+    seen = []
+    monkeypatch.setattr(attention, "encode_dialogue", lambda _, turns: laid_out(turns))
+    real = attention.each_layer
+
+    def watched(model, told):
+        return real(model, lambda paid: (seen.append(paid.shape[-1]), told(paid)))
+
+    monkeypatch.setattr(attention, "each_layer", watched)
+    found = attention.on_instruction(policy, tokenizer, TURNS)
+    assert set(seen) == {len(laid_out(TURNS).input_ids)}
+    assert set(found) == {1, 2}
+    assert all(0 < paid < 1 for paid in found.values())
+
+
+def laid_out(turns):
+    """A token a word; a system message of twelve tokens where none is given."""
+    spoken = turns if turns[0].role == "system" else (Turn("system", "x " * 12), *turns)
+    words = [(i, word) for i, turn in enumerate(spoken) for word in turn.content.split()]
+    shift = len(spoken) - len(turns)
+    return SimpleNamespace(
+        input_ids=[20 + sum(map(ord, word)) % 250 for _, word in words], owner=[i - shift for i, _ in words]
+    )
+
+
+def test_a_template_that_leaves_system_messages_out_is_refused(policy, tokenizer, monkeypatch):
+    without = SimpleNamespace(input_ids=[5, 6, 7], owner=[1, 1, 2])
+    monkeypatch.setattr(attention, "encode_dialogue", lambda _, turns: without)
+    with pytest.raises(ConfigError, match="leaves a system message out"):
+        on_instruction(policy, tokenizer, TURNS)
 
 
 def test_a_model_that_tells_nothing_is_refused(policy, tokenizer, monkeypatch):

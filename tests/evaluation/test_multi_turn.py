@@ -50,7 +50,8 @@ def test_rates_by_hand(asked):
     assert found.followed == {1: 1.0, 2: 0.0, 3: 0.5}
     # What is said counts as if the style had been kept.
     assert found.content == pytest.approx({1: 0.85, 2: 0.05, 3: 0.85})
-    assert found.counts == {1: 2, 2: 2, 3: 2}
+    assert found.lasted == {0, 1}
+    assert found.of({1}).followed == {1: 1.0, 2: 0.0, 3: 0.0}
 
 
 def test_of_a_dialogue_that_goes_on_the_last_turn_is_read(policy, tokenizer):
@@ -59,7 +60,7 @@ def test_of_a_dialogue_that_goes_on_the_last_turn_is_read(policy, tokenizer):
     read = []
     policy.model.embed_tokens.register_forward_pre_hook(lambda _, args: read.append(tuple(args[0].shape)))
     found = multi_turn.follow_rates(InProcess(policy, 1), tokenizer, HELD, turns=(2,), max_new_tokens=3)
-    assert found.counts == {2: 2}
+    assert found.lasted == {0, 1}
     first, then, of_other, further = [width for _, width in read if width > 1]
     assert first > then
     assert of_other > further

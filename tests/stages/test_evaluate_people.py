@@ -1,12 +1,12 @@
 """An instruction over the dialogues of people: which are held, what is judged by which rule, and what is left out."""
 
 import json
-from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 
 from rlhf.data.conversations import Conversation
+from rlhf.errors import DataError
 from rlhf.evaluation import multi_turn, people
 from rlhf.evaluation.checks import INSTRUCTIONS, Checked
 from rlhf.generation.protocol import Completion
@@ -82,15 +82,16 @@ def test_each_answer_is_judged_by_the_rule_of_its_own_dialogue(scripted):
     found = rates()
     assert found.followed == {1: 0.5, 2: 0.5}
     assert found.content == {}  # nobody knows what these answers are worth
-    assert found.counts == {1: 2, 2: 2}
+    assert found.lasted == {0, 1}
     assert {prompt.source for prompts in scripted for prompt in prompts} == {"mine"}
 
 
 def test_a_dialogue_that_outgrows_the_context_is_over(scripted):
     # Instructions of 7 and 6 words, then a question of 2, an answer and a question of 2: 13 and 11 of a room of 12.
     found = rates(context=12 + 3)
-    assert found.counts == {1: 2, 2: 1}
+    assert found.lasted == {1}
     assert found.followed == {1: 0.5, 2: 0.0}  # of the second turn b alone is left, which says "Today."
+    assert found.of(found.lasted).followed == {1: 1.0, 2: 0.0}
     assert found.intervals()["2"] == pytest.approx((0.0, 0.7934), abs=1e-3)  # Wilson, 0 of 1: z^2 / (1 + z^2)
     assert rates_of_nothing(scripted).followed == {}
 
@@ -120,9 +121,21 @@ def of(job_of, tmp_path):
     def make(rows, **settings):
         (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         data = [{"name": "chats", "path": str(tmp_path / "chats.jsonl"), "use": "test"}]
-        return SimpleNamespace(job=job_of("evaluate", data=data, **{"turns": [1, 2], **settings}), policies={})
+        return SimpleNamespace(
+            job=job_of("evaluate", data=data, **{"turns": [1, 2], **settings}), policies={}, tokenizer=None
+        )
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def any_template(monkeypatch, request):
+    """No tokenizer here, but for the whole stage: whatever is said can be encoded, a token for each word."""
+    if "saved" not in request.fixturenames:
+        monkeypatch.setattr(
+            people, "encode_dialogue",
+            lambda _, turns: SimpleNamespace(input_ids=[0] * sum(len(turn.content.split()) for turn in turns)),
+        )  # fmt: skip
 
 
 def test_dialogues_that_are_long_enough_stand_once_each(of):
@@ -145,7 +158,7 @@ def test_where_no_dialogue_is_long_enough_it_is_said(of, screen):
     assert "lower evaluate.turns" in short
     assert "evaluate.changes" in changes
     assert "chats.jsonl:1" in prompts
-    assert "expected messages" in prompts or "messages" in prompts
+    assert "messages, turns, or prompt with completion" in prompts
 
 
 def test_instructions_of_a_file_whose_rules_are_unknown_are_counted(of, tmp_path):
@@ -176,41 +189,75 @@ def test_a_checkpoint_by_itself_in_dialogues_of_people(job_of, saved, policy, tm
     assert (attention["n"], list(attention["final"])) == (4, ["1", "2", "3"])
     assert all(0 < paid <= 1 for paid in attention["final"].values())
     assert (found["n"], found["final_policy"]) == (4, "mine")
-    assert list(found["final"]) == list(found["counted_final"]) == ["1", "2", "3"]
-    assert set(found["counted_final"].values()) == {4}
+    assert list(found["final"]) == list(found["interval_final"]) == ["1", "2", "3"]
     (row,) = multi_turn_sheet({"multi_turn": found}).rows
     assert row[0] == "final (mine)"
     assert [name for name, _ in heat(found)] == ["final: mine"]
-    assert Counter(found)["content_final"] == 0
+    assert "content_final" not in found
 
 
 def test_attention_is_read_in_dialogues_as_they_were_given(of, tmp_path, monkeypatch, screen):
     e = of([chat(i, 2) for i in range(9)])
     e.policies, e.tokenizer = {"sft": tmp_path / "sft", "ppo": tmp_path / "ppo"}, None
-    room = {"sft": 40, "ppo": 19}  # a dialogue has 12 words, under an instruction of 7 or 16
+    room = {"sft": 40, "ppo": 19}  # a dialogue has 12 words, under an instruction of 7 or 10
     monkeypatch.setattr(people, "context_of", lambda folder: room[folder.name])
-    monkeypatch.setattr(
-        people, "encode_dialogue",
-        lambda _, turns: SimpleNamespace(input_ids=[0] * sum(len(turn.content.split()) for turn in turns)),
-    )  # fmt: skip
     rules = {row.prompt: row for row in (COMMA, INSTRUCTIONS[7])}
     monkeypatch.setattr(people, "known", lambda e, say: rules)
     drawn = people.dialogues(e, list(rules), what="attention")
     short = [c.user_turns[0] for c in drawn if c.instruction == COMMA.prompt]
     assert 2 < len(short) < len(drawn) == 9
-    found = people.as_given(e, 8)
+    found = people.as_given(e, 9)
     assert [turns[1].content for turns in found] == short
     assert {tuple(turn.role for turn in turns) for turns in found} == {("system", *["user", "assistant"] * 2)}
-    assert f"left out: {9 - len(short)} dialogues" in screen.getvalue()
+    assert f"left out: {9 - len(short)} of 9 dialogues (Fig 10)" in screen.getvalue()
     assert len(people.as_given(e, 2)) == 2
 
 
-def test_the_note_says_who_judged_and_how_many_were_left():
-    found = {
-        "n": 9, "instructions": 4, "before": {"1": 1.0, "2": 0.5}, "after": {"1": 1.0, "2": 1.0},
-        "counted_before": {"1": 9, "2": 7}, "counted_after": {"1": 9, "2": 8},
-    }  # fmt: skip
+def test_the_note_says_who_judged():
+    found = {"n": 9, "instructions": 4, "before": {"1": 1.0, "2": 0.5}, "after": {"1": 1.0, "2": 1.0}}
     assert multi_turn_sheet({"multi_turn": found}).note == (
         "9 dialogues, Ghost Attention before and after; instruction given in the first turn only;"
-        " 4 instructions, which rules check; 7 dialogues at the last turn, others outgrew the context"
+        " 4 instructions, which rules check"
     )
+
+
+def test_policies_are_held_against_each_other_in_the_same_dialogues(of, monkeypatch, screen):
+    """One makes the first dialogue outgrow the context, the other the third: of four two are left for both."""
+    e = of([chat(i, 2) for i in range(4)])
+    e.model = e.engine = lambda name: name
+    judged = {
+        "sft": {1: dict.fromkeys(range(4), (False, None)), 2: {i: (i == 1, None) for i in (1, 2, 3)}},
+        "ppo": {1: dict.fromkeys(range(4), (True, None)), 2: dict.fromkeys((0, 1, 3), (True, None))},
+    }
+    monkeypatch.setattr(people, "follow_rates", lambda policy, *_, **more: multi_turn.TurnRates(judged[policy]))
+    monkeypatch.setattr(people, "room", lambda e: 100)
+    found = people.multi_turn(e, {"before": "sft", "after": "ppo"})
+    assert (found["n"], found["before"], found["after"]) == (2, {"1": 0.0, "2": 0.5}, {"1": 1.0, "2": 1.0})
+    assert "left out: 2 of 4 dialogues (Table 30), which outgrew the context" in screen.getvalue()
+
+
+def test_what_the_template_refuses_is_left_out(of, monkeypatch, screen):
+    def encoded(_, turns):
+        if "how 2" in turns[1].content:
+            raise DataError("a message holds a control tag")
+        return SimpleNamespace(input_ids=[0])
+
+    monkeypatch.setattr(people, "encode_dialogue", encoded)
+    e = of([chat(i, 2) for i in range(4)])
+    found = people.dialogues(e, [COMMA.prompt], what="many turns")
+    assert {c.user_turns[0] for c in found} == {"how 0 0 ?", "how 1 0 ?", "how 3 0 ?"}
+    assert "left out: many turns of 1 of 4 dialogues, which the chat template refuses" in screen.getvalue()
+
+
+def test_two_sources_are_mixed(job_of, tmp_path, screen):
+    data = [{"name": "microworld"}]
+    for name in ("one", "two"):
+        rows = [{"messages": chat(f"{name} {i}", 2)["messages"]} for i in range(40)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data.append({"name": name, "path": str(tmp_path / f"{name}.jsonl"), "use": "test"})
+    job = job_of("evaluate", data=data, turns=[2], dialogues=20)
+    found = people.dialogues(SimpleNamespace(job=job, tokenizer=None), [COMMA.prompt], what="many turns")
+    counts = [sum(c.source == name for c in found) for name in ("one", "two")]
+    assert sum(counts) == 20
+    assert min(counts) >= 3  # of 20 drawn from 20 and 20; fewer than 3 once in 10,000
+    assert "left out: many turns of microworld" in screen.getvalue()
