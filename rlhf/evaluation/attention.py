@@ -29,9 +29,12 @@ def each_layer(policy: PreTrainedModel, told: Callable[[Tensor], Any]) -> Iterat
             told(weights)
 
     before = policy.config._attn_implementation
-    hooks = [module.register_forward_hook(tell) for module in policy.modules()]
     try:
         policy.set_attn_implementation("eager")  # the others do not say what they looked at
+    except ValueError as error:
+        raise ConfigError(f"{type(policy).__name__} does not say what it attends to: {error}") from None
+    hooks = [module.register_forward_hook(tell) for module in policy.modules()]
+    try:
         yield
     finally:
         for hook in hooks:

@@ -125,7 +125,7 @@ def attention_on_instruction(e: Evaluation) -> dict[str, Any]:
         policy = e.model(name)
         try:
             rows = [attention.on_instruction(policy, e.tokenizer, turns) for turns in spoken]
-        except (ConfigError, ValueError) as error:  # of the model or its template; nothing else is lost for that
+        except ConfigError as error:  # of the model or its template; nothing else is lost for that
             e.job.track.say(f"left out: attention to the instruction (Fig 10): {error}")
             return {}
         found[label] = {str(turn): sum(row[turn] for row in rows) / len(rows) for turn in e.job.config.turns}

@@ -7,7 +7,7 @@ No oracle knows what people ask, so instructions are of a kind whose keeping a r
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -35,10 +35,15 @@ def multi_turn(e: Evaluation, shown: Mapping[str, str]) -> dict[str, Any]:
     for setting in ("changes", "unseen"):
         if getattr(config, setting):
             say(f"left out: evaluate.{setting}, which needs the instructions of the micro-world")
-    instructions = known(e, say=say)
+    rows = asked_for(e)
+    instructions = known(rows)
+    if unknown := len(rows) - len(instructions):
+        left_out = f"{unknown:,} of {len(rows):,} instructions of {config.instructions.path}"
+        say(f"left out: {left_out}, which stand there twice or have rules that cannot be checked")
     held = dialogues(e, list(instructions), what="many turns (Table 30)")
     if not held:
         return {}
+    context = room(e)
     rates: dict[str, TurnRates] = {}
     with e.job.track.progress(len(shown), "multi-turn") as bar:
         for label, name in shown.items():
@@ -47,7 +52,7 @@ def multi_turn(e: Evaluation, shown: Mapping[str, str]) -> dict[str, Any]:
                 turns=config.turns,
                 max_new_tokens=config.max_new_tokens,
                 judged=by_rules(instructions),
-                context=room(e),
+                context=context,
             )
             bar.advance(1)
     lasted = set.intersection(*(found.lasted for found in rates.values()))
@@ -67,9 +72,8 @@ def as_given(e: Evaluation, count: int) -> list[tuple[Turn, ...]]:
 
     Those longer than the context are left out, which is said.
     """
-    instructions = known(e, say=lambda _: None)
-    drawn = dialogues(e, list(instructions), what="attention to the instruction (Fig 10)")
-    fitting = [c for c in drawn if len(encode_dialogue(e.tokenizer, spoken(c)).input_ids) <= room(e)]
+    drawn, context = dialogues(e, list(known(asked_for(e))), what="attention to the instruction (Fig 10)"), room(e)
+    fitting = [c for c in drawn if len(encode_dialogue(e.tokenizer, spoken(c)).input_ids) <= context]
     if len(fitting) < min(count, len(drawn)):
         long = len(drawn) - len(fitting)
         e.job.track.say(f"left out: {long:,} of {len(drawn):,} dialogues (Fig 10), which are longer than the context")
@@ -84,18 +88,18 @@ def spoken(c: Conversation) -> tuple[Turn, ...]:
 
 def room(e: Evaluation) -> int:
     """Tokens of the shortest context, and no more than `model.max_length`."""
-    return min(e.job.recipe.model.max_length, *map(context_of, e.policies.values()))
+    return min([e.job.recipe.model.max_length, *map(context_of, e.policies.values())])
 
 
-def known(e: Evaluation, *, say: Callable[[str], None]) -> dict[str, Checked]:
-    """Instruction -> its rules: of the file that `evaluate.instructions` names, or our own."""
+def asked_for(e: Evaluation) -> Sequence[Checked]:
+    """Instructions with their rules: of the file that `evaluate.instructions` names, or our own."""
     path = e.job.config.instructions.path
-    rows = checks.read(path) if path else checks.INSTRUCTIONS
-    found = {row.prompt: row for row in rows if row.known}
-    if len(found) < len(rows):
-        left_out = f"{len(rows) - len(found):,} of {len(rows):,} instructions of {path}"
-        say(f"left out: {left_out}, which stand there twice or have rules that cannot be checked")
-    return found
+    return checks.read(path) if path else checks.INSTRUCTIONS
+
+
+def known(rows: Sequence[Checked]) -> dict[str, Checked]:
+    """Those whose rules can be checked, by their text."""
+    return {row.prompt: row for row in rows if row.known}
 
 
 def dialogues(e: Evaluation, instructions: Sequence[str], *, what: str) -> list[Conversation]:

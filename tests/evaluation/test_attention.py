@@ -73,19 +73,27 @@ def test_other_models_tell_a_layer_at_a_time_what_they_return_at_the_end(kind, t
 
 
 def test_the_instruction_is_found_where_a_template_has_a_system_message_of_its_own(policy, tokenizer, monkeypatch):
-    """As Qwen's: without the instruction there stands another text, longer than it."""
-    seen = []
+    """As Qwen's: without the instruction there stands another text, longer than it. Looked up one by one, as above."""
     monkeypatch.setattr(attention, "encode_dialogue", lambda _, turns: laid_out(turns))
-    real = attention.each_layer
-
-    def watched(model, told):
-        return real(model, lambda paid: (seen.append(paid.shape[-1]), told(paid)))
-
-    monkeypatch.setattr(attention, "each_layer", watched)
-    found = attention.on_instruction(policy, tokenizer, TURNS)
-    assert set(seen) == {len(laid_out(TURNS).input_ids)}
-    assert set(found) == {1, 2}
-    assert all(0 < paid < 1 for paid in found.values())
+    laid = laid_out(TURNS)
+    policy.set_attn_implementation("eager")
+    with torch.no_grad():
+        layers = policy(torch.tensor([laid.input_ids]), output_attentions=True, use_cache=False).attentions
+    policy.set_attn_implementation("sdpa")
+    instruction = [i for i, owner in enumerate(laid.owner) if owner == 0]
+    assert instruction == [0, 1, 2]
+    wanted = {
+        turn: max(
+            layer[0, head, at - 1, seen].item()
+            for layer in layers
+            for head in range(4)
+            for at in range(1, len(laid.owner))
+            if laid.owner[at] == answer
+            for seen in instruction
+        )
+        for turn, answer in ((1, 2), (2, 4))
+    }
+    assert attention.on_instruction(policy, tokenizer, TURNS) == pytest.approx(wanted, abs=1e-6)
 
 
 def laid_out(turns):

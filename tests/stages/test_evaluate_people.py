@@ -15,7 +15,7 @@ from rlhf.reporting.table import multi_turn_sheet
 from rlhf.rollout import Sample
 from stages import evaluate
 
-COMMA, LOWER, QUOTED = INSTRUCTIONS[2], INSTRUCTIONS[0], INSTRUCTIONS[3]
+COMMA, LOWER = INSTRUCTIONS[2], INSTRUCTIONS[0]
 KEPT = {
     "change_case:english_lowercase": ("of course.", "Of course."),
     "change_case:english_capital": ("OF COURSE.", "Of course."),
@@ -107,6 +107,12 @@ def rates_of_nothing(asked):
 # ── which dialogues, under which instructions ────────────────────────────────────────────────────────────────────────
 
 
+def written(path, rows):
+    """The file, a row a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
 def chat(number, turns, system=False):
     spoken = [{"role": "system", "content": "be brief"}] if system else []
     for turn in range(turns):
@@ -119,8 +125,7 @@ def of(job_of, tmp_path):
     """Evaluation of these rows as a set that is all for testing."""
 
     def make(rows, **settings):
-        (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        data = [{"name": "chats", "path": str(tmp_path / "chats.jsonl"), "use": "test"}]
+        data = [{"name": "chats", "path": written(tmp_path / "chats.jsonl", rows), "use": "test"}]
         return SimpleNamespace(
             job=job_of("evaluate", data=data, **{"turns": [1, 2], **settings}), policies={}, tokenizer=None
         )
@@ -161,14 +166,13 @@ def test_where_no_dialogue_is_long_enough_it_is_said(of, screen):
     assert "messages, turns, or prompt with completion" in prompts
 
 
-def test_instructions_of_a_file_whose_rules_are_unknown_are_counted(of, tmp_path):
+def test_instructions_of_a_file_whose_rules_are_unknown_are_counted(of, tmp_path, screen):
     row = {"prompt": "Use no commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
     foreign = {"prompt": "Say it in French.", "instruction_id_list": ["language:response_language"], "kwargs": [{}]}
-    (tmp_path / "own.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row, foreign, row)))
-    said = []
-    e = of([chat(1, 2)], instructions={"path": str(tmp_path / "own.jsonl")})
-    assert people.known(e, say=said.append) == {"Use no commas.": Checked.from_row(row)}
-    assert [line.partition(" of ")[0] for line in said] == ["left out: 2"]
+    e = of([chat(1, 1)], instructions={"path": written(tmp_path / "own.jsonl", (row, foreign, row))})
+    assert people.known(people.asked_for(e)) == {"Use no commas.": Checked.from_row(row)}
+    assert people.multi_turn(e, {}) == {}  # no dialogue of two turns
+    assert "left out: 2 of 3 instructions of" in screen.getvalue()
 
 
 # ── the whole stage ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -177,10 +181,10 @@ def test_instructions_of_a_file_whose_rules_are_unknown_are_counted(of, tmp_path
 def test_a_checkpoint_by_itself_in_dialogues_of_people(job_of, saved, policy, tmp_path):
     policy.config.max_position_embeddings = 256
     folder = saved.policy("elsewhere")
-    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat(i, 3)) + "\n" for i in range(4)))
+    path = written(tmp_path / "chats.jsonl", [chat(i, 3) for i in range(4)])
     job = job_of(
         "evaluate", reads={"policies": [], "reward": [], "preferences*": []}, model={"max_length": 256},
-        data=[{"name": "chats", "path": str(tmp_path / "chats.jsonl"), "use": "test"}],
+        data=[{"name": "chats", "path": path, "use": "test"}],
         policies=[{"name": "mine", "path": str(folder / "checkpoint")}], turns=[1, 2, 3], max_new_tokens=4,
     )  # fmt: skip
     evaluate.run(job)
@@ -202,7 +206,7 @@ def test_attention_is_read_in_dialogues_as_they_were_given(of, tmp_path, monkeyp
     room = {"sft": 40, "ppo": 19}  # a dialogue has 12 words, under an instruction of 7 or 10
     monkeypatch.setattr(people, "context_of", lambda folder: room[folder.name])
     rules = {row.prompt: row for row in (COMMA, INSTRUCTIONS[7])}
-    monkeypatch.setattr(people, "known", lambda e, say: rules)
+    monkeypatch.setattr(people, "asked_for", lambda e: list(rules.values()))
     drawn = people.dialogues(e, list(rules), what="attention")
     short = [c.user_turns[0] for c in drawn if c.instruction == COMMA.prompt]
     assert 2 < len(short) < len(drawn) == 9
@@ -252,9 +256,8 @@ def test_what_the_template_refuses_is_left_out(of, monkeypatch, screen):
 def test_two_sources_are_mixed(job_of, tmp_path, screen):
     data = [{"name": "microworld"}]
     for name in ("one", "two"):
-        rows = [{"messages": chat(f"{name} {i}", 2)["messages"]} for i in range(40)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        data.append({"name": name, "path": str(tmp_path / f"{name}.jsonl"), "use": "test"})
+        path = written(tmp_path / f"{name}.jsonl", [chat(f"{name} {i}", 2) for i in range(40)])
+        data.append({"name": name, "path": path, "use": "test"})
     job = job_of("evaluate", data=data, turns=[2], dialogues=20)
     found = people.dialogues(SimpleNamespace(job=job, tokenizer=None), [COMMA.prompt], what="many turns")
     counts = [sum(c.source == name for c in found) for name in ("one", "two")]
