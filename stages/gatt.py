@@ -1,6 +1,7 @@
 """Ghost Attention: an instruction given once holds for the whole dialogue (3.3)."""
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,10 @@ from rlhf.data.conversations import Conversation, Said, Without, under_instructi
 from rlhf.data.gatt import ends, spread, training_dialogue
 from rlhf.data.instructions import WITHDRAWAL, Lists, read_lists
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
-from rlhf.errors import RlhfError
+from rlhf.errors import ConfigError, DataError, RlhfError
+from rlhf.evaluation import checks
+from rlhf.evaluation.checks import Checked
+from rlhf.evaluation.multi_turn import by_oracle
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import InProcess
 from rlhf.microworld import dialogues as worldly
@@ -24,6 +28,9 @@ from rlhf.training import selfplay
 from rlhf.training.finetune import fine_tune
 from rlhf.training.rehearsal import best_answers, replay, share_to_ratio
 
+Kept = Callable[[Conversation, int, Sample], bool | None]
+"""Of an answer at a turn: whether it keeps the instruction in force; None where nobody can tell."""
+
 
 def run(job: Job) -> None:
     """Leave `dialogues.jsonl`, what was trained on, and `checkpoint/`."""
@@ -33,11 +40,13 @@ def run(job: Job) -> None:
     tokenizer = load_tokenizer(start)
     opened = partial(speaker, job.recipe.generation, start, job.recipe.model)
     # Data first: a bad row is said before any model is loaded, unless the policy itself has to speak before.
+    rules = checks.read(config.rules.path)
     conversations = conversations_of(job, opened, tokenizer)
+    kept = kept_by_rules(config.rules.path, rules, conversations) if config.check_targets else None
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
     engine = opened()
     answers = answers_to(job, engine, tokenizer, rewards, conversations)
-    rows = training_rows(job, conversations, answers)
+    rows = training_rows(job, conversations, answers, kept)
     count = round(len(rows) * share_to_ratio(config.replay_share))
     # With loss on all answers the longest row of each conversation: others would count its first answers again. What is
     # replayed beside it stays the same.
@@ -116,27 +125,72 @@ def self_play(job: Job, policy, tokenizer) -> list[Said]:
     return [Said(users, opening.is_safety) for users, opening in zip(said, openings, strict=True)]
 
 
-def training_rows(job: Job, conversations: Sequence[Conversation], answers: list[list[Sample]]) -> list[Dialogue]:
+def kept_by_rules(path: str | None, given: Sequence[Checked], conversations: Sequence[Conversation]) -> Kept:
+    """Who tells whether an answer keeps the instruction of its turn: the micro-world's oracle, or rules of IFEval's.
+
+    Rules are ours and the given ones, of the file at `path`. Unknown is an instruction in which none of their texts
+    stands, and, in the micro-world, a question that is not of its language.
+
+    Raises:
+        ConfigError: if every conversation is under an unknown one.
+    """
+    rules = [row for row in (*checks.INSTRUCTIONS, *given) if row.known]
+
+    def kept(c: Conversation, turn: int, answer: Sample) -> bool | None:
+        if c.source == feed.MICROWORLD:
+            try:
+                return by_oracle(c, answer)[0]
+            except DataError:
+                return None
+        asked = [rule for rule in rules if rule.prompt in c.in_force(turn)]
+        return all(all(rule.kept(answer.text)) for rule in asked) if asked else None
+
+    if not any(
+        c.source == feed.MICROWORLD or any(rule.prompt in c.instruction for rule in rules) for c in conversations
+    ):
+        raise ConfigError(
+            f"no rule knows an instruction of the {len(conversations):,} conversations",
+            where=path or "gatt.check_targets",
+            hints=["give rows of the instructions and their rules: gatt.rules.path", "or gatt.check_targets=false"],
+        )
+    return kept
+
+
+def training_rows(
+    job: Job, conversations: Sequence[Conversation], answers: list[list[Sample]], kept: Kept | None = None
+) -> list[Dialogue]:
     """The instruction in the first turn only, less verbose half of the time; every conversation cut at some turns.
 
     A conversation that was sampled to its end holds one row for every turn it could have ended at; they begin alike,
     and are read in one pass. What changes an instruction is said once, too, in the turn where it changes.
 
+    An answer that never ended is no target, nor one that is seen to miss its instruction; later rows hold both.
+
     Raises:
         RlhfError: if no answer can be a target.
     """
     config, rng, rows = job.config, random.Random(job.seed), []
+    seen: Counter[bool | None] = Counter()
     for c, replies in zip(conversations, answers, strict=True):
         texts = [reply.text or "." for reply in replies]
         short = rng.random() < config.short_share
         shown = c.short if short and c.short else c.instruction
         for end in ends(len(replies), config.cuts, rng):
-            if replies[end - 1].usable:
-                users = [c.said(turn, short=short) for turn in range(end)]
-                rows.append(training_dialogue(f"{c.id}/{end}", shown, users, texts[:end], source="gatt"))
+            last = replies[end - 1]
+            if last.usable:
+                verdict = kept(c, end - 1, last) if kept else None
+                seen[verdict] += 1
+                if verdict is not False:
+                    users = [c.said(turn, short=short) for turn in range(end)]
+                    rows.append(training_dialogue(f"{c.id}/{end}", shown, users, texts[:end], source="gatt"))
+    if kept:
+        known = seen[True] + seen[False]
+        said = f"left out: {seen[False]:,} of {known:,} targets, which miss their instruction"
+        job.track.say(f"{said}; {seen[None]:,} more have one that no rule knows" if seen[None] else said)
     if not rows:
+        why = "all miss their instruction, or never ended" if seen[False] else "all never ended"
         raise RlhfError(
-            f"none of {len(conversations):,} conversations ends with an answer that can be a target: all never ended",
+            f"none of {len(conversations):,} conversations ends with an answer that can be a target: {why}",
             where=job.name,
             hints=["give answers more room: gatt.max_new_tokens", "or train the policy longer: sft.epochs"],
         )

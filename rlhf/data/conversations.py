@@ -91,6 +91,10 @@ class Conversation:
         first = replace(self, user_turns=self.user_turns[:end], is_safety=self.is_safety[:end], change=None)
         return [first, replace(self, id=f"{self.id}/then", instruction=self.change.holds, change=None)]
 
+    def in_force(self, turn: int) -> str:
+        """The instruction that holds in this turn; empty where it was withdrawn."""
+        return self.change.holds if self.change and turn >= self.change.turn else self.instruction
+
     def said(self, turn: int, *, short: bool = False) -> str:
         """What stands in this user turn after the first: the question, and at a change what changes it."""
         if self.change is None or turn != self.change.turn:

@@ -17,6 +17,12 @@ class InstructionLists(Section):
     items: Positive = ours(50, "items the policy is asked for, a list")
 
 
+class RulesAt(Section):
+    """Rules by which an answer is seen to miss its instruction; the micro-world has its own."""
+
+    path: str | None = ours(None, "rows of instructions and their rules, as IFEval's; none: eleven of ours", "no judge")
+
+
 class GAttConfig(FineTune, Combine, Gate):
     """Ghost Attention (3.3)."""
 
@@ -41,6 +47,10 @@ class GAttConfig(FineTune, Combine, Gate):
     train_on: Literal["last_answer", "all_answers"] = paper(
         "last_answer", "3.3", "which answers of a dialogue bear loss"
     )
+    check_targets: bool = ours(
+        False, "an answer that a rule sees miss its instruction is no target", "reward models may not see it"
+    )
+    rules: RulesAt = RulesAt()
     short_share: Share = paper(0.5, "A.3.5", "share of instructions made less verbose")
     replay_share: Share = ours(
         0.5, "share of the rows that are the policy's own single answers", "keeps what it knew", lt=1
@@ -51,4 +61,6 @@ class GAttConfig(FineTune, Combine, Gate):
     def _range(self) -> Self:
         if self.min_turns > self.max_turns:
             raise ValueError(f"min_turns ({self.min_turns}) is more than max_turns ({self.max_turns})")
+        if self.rules.path and not self.check_targets:
+            raise ValueError("rules.path has no effect without check_targets: true")
         return self
