@@ -12,10 +12,9 @@ from rlhf.data.conversations import Conversation, Said, Without, under_instructi
 from rlhf.data.gatt import ends, spread, training_dialogue
 from rlhf.data.instructions import WITHDRAWAL, Lists, read_lists
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
-from rlhf.errors import ConfigError, DataError, RlhfError
+from rlhf.errors import RlhfError
 from rlhf.evaluation import checks
-from rlhf.evaluation.checks import Checked
-from rlhf.evaluation.multi_turn import by_oracle
+from rlhf.evaluation.obedience import Obeys, obedience
 from rlhf.generation.protocol import Sampling
 from rlhf.generation.transformers import InProcess
 from rlhf.microworld import dialogues as worldly
@@ -28,9 +27,6 @@ from rlhf.training import selfplay
 from rlhf.training.finetune import fine_tune
 from rlhf.training.rehearsal import best_answers, replay, share_to_ratio
 
-Kept = Callable[[Conversation, int, Sample], bool | None]
-"""Of an answer at a turn: whether it keeps the instruction in force; None where nobody can tell."""
-
 
 def run(job: Job) -> None:
     """Leave `dialogues.jsonl`, what was trained on, and `checkpoint/`."""
@@ -42,11 +38,11 @@ def run(job: Job) -> None:
     # Data first: a bad row is said before any model is loaded, unless the policy itself has to speak before.
     rules = checks.read(config.rules.path)
     conversations = conversations_of(job, opened, tokenizer)
-    kept = kept_by_rules(config.rules.path, rules, conversations) if config.check_targets else None
+    obeys = obedience(conversations, rules, path=config.rules.path, say=job.track.say) if config.check_targets else None
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
     engine = opened()
     answers = answers_to(job, engine, tokenizer, rewards, conversations)
-    rows = training_rows(job, conversations, answers, kept)
+    rows = training_rows(job, conversations, answers, obeys)
     count = round(len(rows) * share_to_ratio(config.replay_share))
     # With loss on all answers the longest row of each conversation: others would count its first answers again. What is
     # replayed beside it stays the same.
@@ -96,7 +92,7 @@ def lists_of(job: Job, opened: Callable[[], InProcess], tokenizer) -> Lists:
     """What constraints are drawn from: a file, or lists by the policy itself (A.3.5)."""
     config = job.config
     if config.instructions.path:
-        return read_lists(Path(config.instructions.path))
+        return read_lists(Path(config.instructions.path).expanduser())
     return selfplay.written_lists(
         opened(),
         tokenizer,
@@ -125,39 +121,8 @@ def self_play(job: Job, policy, tokenizer) -> list[Said]:
     return [Said(users, opening.is_safety) for users, opening in zip(said, openings, strict=True)]
 
 
-def kept_by_rules(path: str | None, given: Sequence[Checked], conversations: Sequence[Conversation]) -> Kept:
-    """Who tells whether an answer keeps the instruction of its turn: the micro-world's oracle, or rules of IFEval's.
-
-    Rules are ours and the given ones, of the file at `path`. Unknown is an instruction in which none of their texts
-    stands, and, in the micro-world, a question that is not of its language.
-
-    Raises:
-        ConfigError: if every conversation is under an unknown one.
-    """
-    rules = [row for row in (*checks.INSTRUCTIONS, *given) if row.known]
-
-    def kept(c: Conversation, turn: int, answer: Sample) -> bool | None:
-        if c.source == feed.MICROWORLD:
-            try:
-                return by_oracle(c, answer)[0]
-            except DataError:
-                return None
-        asked = [rule for rule in rules if rule.prompt in c.in_force(turn)]
-        return all(all(rule.kept(answer.text)) for rule in asked) if asked else None
-
-    if not any(
-        c.source == feed.MICROWORLD or any(rule.prompt in c.instruction for rule in rules) for c in conversations
-    ):
-        raise ConfigError(
-            f"no rule knows an instruction of the {len(conversations):,} conversations",
-            where=path or "gatt.check_targets",
-            hints=["give rows of the instructions and their rules: gatt.rules.path", "or gatt.check_targets=false"],
-        )
-    return kept
-
-
 def training_rows(
-    job: Job, conversations: Sequence[Conversation], answers: list[list[Sample]], kept: Kept | None = None
+    job: Job, conversations: Sequence[Conversation], answers: list[list[Sample]], obeys: Obeys | None = None
 ) -> list[Dialogue]:
     """The instruction in the first turn only, less verbose half of the time; every conversation cut at some turns.
 
@@ -178,23 +143,30 @@ def training_rows(
         for end in ends(len(replies), config.cuts, rng):
             last = replies[end - 1]
             if last.usable:
-                verdict = kept(c, end - 1, last) if kept else None
+                verdict = obeys(c, end - 1, last) if obeys else None
                 seen[verdict] += 1
                 if verdict is not False:
                     users = [c.said(turn, short=short) for turn in range(end)]
                     rows.append(training_dialogue(f"{c.id}/{end}", shown, users, texts[:end], source="gatt"))
-    if kept:
+    if obeys:
         known = seen[True] + seen[False]
         said = f"left out: {seen[False]:,} of {known:,} targets, which miss their instruction"
-        job.track.say(f"{said}; {seen[None]:,} more have one that no rule knows" if seen[None] else said)
+        job.track.say(f"{said}; {seen[None]:,} more have one that no rule is for" if seen[None] else said)
     if not rows:
-        why = "all miss their instruction, or never ended" if seen[False] else "all never ended"
-        raise RlhfError(
-            f"none of {len(conversations):,} conversations ends with an answer that can be a target: {why}",
-            where=job.name,
-            hints=["give answers more room: gatt.max_new_tokens", "or train the policy longer: sft.epochs"],
-        )
+        raise no_target(job, conversations, missed=seen[False])
     return rows
+
+
+def no_target(job: Job, conversations: Sequence[Conversation], *, missed: int) -> RlhfError:
+    """What to say where no answer can be trained on."""
+    if missed:
+        why = f"{missed:,} miss their instruction, the others never ended"
+        hints = ["look at what is asked of them: gatt.rules.path", "or take all that ended: gatt.check_targets=false"]
+    else:
+        why = "all never ended"
+        hints = ["give answers more room: gatt.max_new_tokens", "or train the policy longer: sft.epochs"]
+    what = f"none of {len(conversations):,} conversations ends with an answer that can be a target: {why}"
+    return RlhfError(what, where=job.name, hints=hints)
 
 
 def answers_to(job: Job, policy, tokenizer, rewards, conversations: Sequence[Conversation]) -> list[list[Sample]]:

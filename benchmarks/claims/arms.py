@@ -49,6 +49,8 @@ def without(instructions: Sequence[Instruction]) -> tuple[str, ...]:
 
 COMBINATIONS = WORD_INSTRUCTIONS[::3]
 """Four words to start and four others to end with; each word is left in the other position, each position to others."""
+UNCHECKED = ("gatt.check_targets=false", *only_turns("gatt", dialogues=96))
+"""Targets are the best by the reward models alone, as in the paper; with loss on all answers no other way is there."""
 SMALL = ("model.hidden_size=64", "model.intermediate_size=176")
 DISTILLED = (
     # From SFT: the policy has to heed a preprompt, and rejection sampling starts from a base that has read none.
@@ -66,7 +68,8 @@ ARMS: Mapping[str, Arm] = {
                                            *only_turns("gatt", changes=64))),
     "combinations": Arm(("gatt", "evaluate"), without(COMBINATIONS)),
     "no-roles": Arm(("gatt", "evaluate"), without(ROLE_INSTRUCTIONS)),
-    "all-answers": Arm(("gatt", "evaluate"), ("gatt.train_on=all_answers", *only_turns("gatt", dialogues=96))),
+    "all-answers": Arm(("gatt", "evaluate"), (*UNCHECKED, "gatt.train_on=all_answers")),
+    "unchecked": Arm(("gatt", "evaluate"), UNCHECKED),
     "scaling": Arm(("scaling",), ("stages=[base, sft, preferences, reward, rejection, scaling]",)),
     "steady": Arm(("evaluate",), only_turns("rejection-3", "gatt", dialogues=96, changes=64)),
     "no-margin": Arm(("reward-1",), ("reward.margin=none",)),

@@ -28,13 +28,13 @@ def each_layer(policy: PreTrainedModel, told: Callable[[Tensor], Any]) -> Iterat
         if isinstance(weights, Tensor) and weights.ndim == 4:
             told(weights)
 
-    before = policy.config._attn_implementation
+    before, hooks = policy.config._attn_implementation, []
     try:
-        policy.set_attn_implementation("eager")  # the others do not say what they looked at
-    except ValueError as error:
-        raise ConfigError(f"{type(policy).__name__} does not say what it attends to: {error}") from None
-    hooks = [module.register_forward_hook(tell) for module in policy.modules()]
-    try:
+        try:
+            policy.set_attn_implementation("eager")  # the others do not say what they looked at
+        except ValueError as error:
+            raise ConfigError(f"{type(policy).__name__} does not say what it attends to: {error}") from None
+        hooks += [module.register_forward_hook(tell) for module in policy.modules()]
         yield
     finally:
         for hook in hooks:

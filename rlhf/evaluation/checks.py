@@ -50,8 +50,8 @@ class Checked:
         """
         try:
             made = cls(row["prompt"], tuple(row["instruction_id_list"]), tuple(row["kwargs"]))
-            if not isinstance(made.prompt, str) or not made.rules:
-                raise TypeError("prompt is a text, and instruction_id_list names at least one rule")
+            if not isinstance(made.prompt, str) or not made.prompt.strip() or not made.rules:
+                raise TypeError("prompt is a text, not empty, and instruction_id_list names at least one rule")
             if made.known:
                 made.kept("some reply")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -63,11 +63,21 @@ class Checked:
 
 def read(path: str | None) -> tuple[Checked, ...]:
     """The rows of a file, at least one; none of no file."""
-    rows = json_lines(Path(path)) if path else ()
+    rows = json_lines(Path(path).expanduser()) if path else ()
     found = tuple(Checked.from_row(row, where=f"{path}:{number}") for number, row in rows)
     if path and not found:
         raise DataError("no prompt with rules in it", where=path)
     return found
+
+
+def known(rows: Sequence[Checked]) -> dict[str, Checked]:
+    """Those whose rules can be checked, by their text; of two with the same text the later one."""
+    return {row.prompt: row for row in rows if row.known}
+
+
+def of_instruction(rules: Mapping[str, Checked], instruction: str) -> list[Checked]:
+    """Those whose text stands in the instruction, as whole words: one constraint of a combination, or all of it."""
+    return [rule for text, rule in rules.items() if re.search(rf"(?<!\w){re.escape(text.strip())}(?!\w)", instruction)]
 
 
 def rates(rows: Sequence[Checked], replies: Sequence[str]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def multi_turn(e: Evaluation, shown: Mapping[str, str]) -> dict[str, Any]:
         if getattr(config, setting):
             say(f"left out: evaluate.{setting}, which needs the instructions of the micro-world")
     rows = asked_for(e)
-    instructions = known(rows)
+    instructions = checks.known(rows)
     if unknown := len(rows) - len(instructions):
         left_out = f"{unknown:,} of {len(rows):,} instructions of {config.instructions.path}"
         say(f"left out: {left_out}, which stand there twice or have rules that cannot be checked")
@@ -72,7 +72,10 @@ def as_given(e: Evaluation, count: int) -> list[tuple[Turn, ...]]:
 
     Those longer than the context are left out, which is said.
     """
-    drawn, context = dialogues(e, list(known(asked_for(e))), what="attention to the instruction (Fig 10)"), room(e)
+    drawn, context = (
+        dialogues(e, list(checks.known(asked_for(e))), what="attention to the instruction (Fig 10)"),
+        room(e),
+    )
     fitting = [c for c in drawn if len(encode_dialogue(e.tokenizer, spoken(c)).input_ids) <= context]
     if len(fitting) < min(count, len(drawn)):
         long = len(drawn) - len(fitting)
@@ -95,11 +98,6 @@ def asked_for(e: Evaluation) -> Sequence[Checked]:
     """Instructions with their rules: of the file that `evaluate.instructions` names, or our own."""
     path = e.job.config.instructions.path
     return checks.read(path) if path else checks.INSTRUCTIONS
-
-
-def known(rows: Sequence[Checked]) -> dict[str, Checked]:
-    """Those whose rules can be checked, by their text."""
-    return {row.prompt: row for row in rows if row.known}
 
 
 def dialogues(e: Evaluation, instructions: Sequence[str], *, what: str) -> list[Conversation]:

@@ -18,7 +18,7 @@ class InstructionLists(Section):
 
 
 class RulesAt(Section):
-    """Rules by which an answer is seen to miss its instruction; the micro-world has its own."""
+    """Rules by which an answer is seen to miss its instruction; without effect in the micro-world (an oracle's)."""
 
     path: str | None = ours(None, "rows of instructions and their rules, as IFEval's; none: eleven of ours", "no judge")
 
@@ -48,7 +48,7 @@ class GAttConfig(FineTune, Combine, Gate):
         "last_answer", "3.3", "which answers of a dialogue bear loss"
     )
     check_targets: bool = ours(
-        False, "an answer that a rule sees miss its instruction is no target", "reward models may not see it"
+        False, "an answer of a dialogue that a rule sees miss its instruction is no target", "reward models may not"
     )
     rules: RulesAt = RulesAt()
     short_share: Share = paper(0.5, "A.3.5", "share of instructions made less verbose")
@@ -62,5 +62,7 @@ class GAttConfig(FineTune, Combine, Gate):
         if self.min_turns > self.max_turns:
             raise ValueError(f"min_turns ({self.min_turns}) is more than max_turns ({self.max_turns})")
         if self.rules.path and not self.check_targets:
-            raise ValueError("rules.path has no effect without check_targets: true")
+            raise ValueError("rules.path has no effect without check_targets=true")
+        if self.check_targets and self.train_on == "all_answers":
+            raise ValueError("check_targets looks at last answers, and with train_on=all_answers all are targets")
         return self

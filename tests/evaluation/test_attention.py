@@ -122,3 +122,18 @@ def test_a_model_that_tells_nothing_is_refused(policy, tokenizer, monkeypatch):
     with pytest.raises(ConfigError, match="does not say what it attends to"):
         on_instruction(policy, tokenizer, TURNS)
     assert policy.config._attn_implementation == "sdpa"
+
+
+def test_a_model_that_refuses_to_tell_is_as_it_was(policy, monkeypatch):
+    """Some change the setting before they find out that a part of theirs cannot."""
+    before, real = policy.config._attn_implementation, policy.set_attn_implementation
+
+    def refuse(name):
+        real(name)
+        if name == "eager":
+            raise ValueError("no eager here")
+
+    monkeypatch.setattr(policy, "set_attn_implementation", refuse)
+    with pytest.raises(ConfigError, match="does not say what it attends to: no eager here"), each_layer(policy, print):
+        pass
+    assert policy.config._attn_implementation == before != "eager"

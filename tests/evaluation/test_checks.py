@@ -55,6 +55,7 @@ def test_a_rule_is_kept_or_not(rule):
         ({"prompt": "p", "kwargs": []}, "no 'instruction_id_list'"),
         ({"prompt": "p", "instruction_id_list": [], "kwargs": []}, "at least one rule"),
         ({"prompt": 3, "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}, "prompt is a text"),
+        ({"prompt": " ", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}, "not empty"),
         ({"prompt": "p", "instruction_id_list": ["punctuation:no_comma"], "kwargs": []}, "zip"),
         ({"prompt": "p", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{"words": 3}]}, "words"),
         ({"prompt": "p", "instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": None}]}, "keywords"),

@@ -238,8 +238,8 @@ def test_the_arm_that_is_said_to_win_has_to(name, path, up, down):
 @pytest.mark.parametrize(
     ("name", "arms", "other"),
     [
-        ("B29", turns("steady", after={20: 1.0}), turns("all-answers", after={20: 0.9})),
-        ("B29", turns("steady", after={20: 0.9}), turns("all-answers", after={20: 1.0})),
+        ("B29", turns("unchecked", after={20: 1.0}), turns("all-answers", after={20: 0.9})),
+        ("B29", turns("unchecked", after={20: 0.9}), turns("all-answers", after={20: 1.0})),
         ("B30", turns("no-roles", unseen_after={20: 0.5}, unseen_before={20: 0.1}), {}),
         ("B30", turns("no-roles", unseen_after={20: 0.1}, unseen_before={20: 0.5}), {}),
         ("B32", evaluated("run", gatt={"reward_combined": 0.95}, **{"rejection-3": {"reward_combined": 1.0}}), {}),

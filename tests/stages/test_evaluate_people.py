@@ -7,7 +7,7 @@ import pytest
 
 from rlhf.data.conversations import Conversation
 from rlhf.errors import DataError
-from rlhf.evaluation import multi_turn, people
+from rlhf.evaluation import checks, multi_turn, people
 from rlhf.evaluation.checks import INSTRUCTIONS, Checked
 from rlhf.generation.protocol import Completion
 from rlhf.reporting.page import heat
@@ -170,7 +170,7 @@ def test_instructions_of_a_file_whose_rules_are_unknown_are_counted(of, tmp_path
     row = {"prompt": "Use no commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
     foreign = {"prompt": "Say it in French.", "instruction_id_list": ["language:response_language"], "kwargs": [{}]}
     e = of([chat(1, 1)], instructions={"path": written(tmp_path / "own.jsonl", (row, foreign, row))})
-    assert people.known(people.asked_for(e)) == {"Use no commas.": Checked.from_row(row)}
+    assert checks.known(people.asked_for(e)) == {"Use no commas.": Checked.from_row(row)}
     assert people.multi_turn(e, {}) == {}  # no dialogue of two turns
     assert "left out: 2 of 3 instructions of" in screen.getvalue()
 
