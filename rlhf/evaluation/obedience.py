@@ -1,4 +1,4 @@
-"""Whether an answer obeys the instruction of its turn, as far as a rule can tell: may Ghost Attention learn from it?"""
+"""Whether an answer obeys the instruction of its turn, as far as a rule can tell: what Ghost Attention may learn."""
 
 from __future__ import annotations
 
