@@ -54,6 +54,7 @@ SMALL = [
     "gatt.batch_size=1",
     "gatt.row_length=256",
     "gatt.epochs=2",
+    "gatt.check_targets=false",  # answers of policies that have hardly learned miss their instruction
     "ppo.iterations=5",
     "ppo.batch_size=12",
     "ppo.minibatch_size=6",
