@@ -161,7 +161,7 @@ def no_target(job: Job, conversations: Sequence[Conversation], *, missed: int) -
     """What to say where no answer can be trained on."""
     if missed:
         why = f"{missed:,} miss their instruction, the others never ended"
-        hints = ["look at what is asked of them: gatt.rules.path", "or take all that ended: gatt.check_targets=false"]
+        hints = ["train the policy longer: sft.epochs", "or take all that ended: gatt.check_targets=false"]
     else:
         why = "all never ended"
         hints = ["give answers more room: gatt.max_new_tokens", "or train the policy longer: sft.epochs"]

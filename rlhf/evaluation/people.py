@@ -72,10 +72,8 @@ def as_given(e: Evaluation, count: int) -> list[tuple[Turn, ...]]:
 
     Those longer than the context are left out, which is said.
     """
-    drawn, context = (
-        dialogues(e, list(checks.known(asked_for(e))), what="attention to the instruction (Fig 10)"),
-        room(e),
-    )
+    context = room(e)
+    drawn = dialogues(e, list(checks.known(asked_for(e))), what="attention to the instruction (Fig 10)")
     fitting = [c for c in drawn if len(encode_dialogue(e.tokenizer, spoken(c)).input_ids) <= context]
     if len(fitting) < min(count, len(drawn)):
         long = len(drawn) - len(fitting)

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from rlhf.schema.setting import Count, Positive, Rate, Section, ours, paper
-from rlhf.schema.shared import Combine, Source
+from rlhf.schema.shared import Combine, RulesAt, Source
 
 
 class At(Section):
     """Something that may be given from elsewhere."""
 
     path: str | None = ours(None, "a folder or file; none: what the run has, or nothing", "the run's own is the rule")
-
-
-class InstructionsAt(Section):
-    """Instructions for dialogues of people (Table 30)."""
-
-    path: str | None = ours(None, "rows of instructions and their rules, as IFEval's; none: eleven of ours", "no judge")
 
 
 class PolicyAt(At):
@@ -32,7 +26,7 @@ class EvaluateConfig(Combine):
     rewards: At = At()
     judge: At = At()
     checks: At = At()
-    instructions: InstructionsAt = InstructionsAt()
+    instructions: RulesAt = RulesAt()
     opponent: str | None = ours(None, "policy of the win rates (Fig 11)", "the first that was fine-tuned")
     prompts: int = ours(400, "prompts: a quarter each ordinary, instructed, borderline, unsafe", ge=4)
     temperature: Rate = ours(1.0, "of the measured answers", "what was trained")

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from rlhf.schema.setting import Positive, Rate, Section, Share, ours, paper
-from rlhf.schema.shared import Combine, FineTune, Gate, Source
+from rlhf.schema.shared import Combine, FineTune, Gate, RulesAt, Source
 
 
 class InstructionLists(Section):
@@ -15,12 +15,6 @@ class InstructionLists(Section):
 
     path: str | None = ours(None, "JSON file of lists; none: the policy writes them", "'by Llama 2-Chat itself'")
     items: Positive = ours(50, "items the policy is asked for, a list")
-
-
-class RulesAt(Section):
-    """Rules by which an answer is seen to miss its instruction; without effect in the micro-world (an oracle's)."""
-
-    path: str | None = ours(None, "rows of instructions and their rules, as IFEval's; none: eleven of ours", "no judge")
 
 
 class GAttConfig(FineTune, Combine, Gate):

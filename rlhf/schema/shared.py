@@ -27,6 +27,12 @@ class Source(Section):
     on_bad_row: Literal["error", "drop"] = ours("error", "malformed rows stop the stage, or are dropped and counted")
 
 
+class RulesAt(Section):
+    """Instructions and the rules that keep them, which need no judge; the micro-world has its oracle instead."""
+
+    path: str | None = ours(None, "rows of instructions and their rules, as IFEval's; none: eleven of ours", "no judge")
+
+
 class AdamW(Section):
     """The optimizer of every fine-tune: 'the same optimizer parameters as for the base model' (2.2, 3.2.2)."""
 
