@@ -21,6 +21,7 @@ from rlhf.microworld import dialogues as worldly
 from rlhf.models.gate import check_gate
 from rlhf.models.load import load_tokenizer, policy_to_train, save
 from rlhf.models.reward_models import RewardModels
+from rlhf.models.target_modules import require_modules, train_only
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample, batches, remembering, speaker
 from rlhf.training import selfplay
@@ -41,6 +42,7 @@ def run(job: Job) -> None:
     obeys = obedience(conversations, rules, path=config.rules.path, say=job.track.say) if config.check_targets else None
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
     engine = opened()
+    require_modules(engine.model, config.target_modules, setting="gatt.target_modules")
     answers = answers_to(job, engine, tokenizer, rewards, conversations)
     rows = training_rows(job, conversations, answers, obeys)
     count = round(len(rows) * share_to_ratio(config.replay_share))
@@ -54,7 +56,7 @@ def run(job: Job) -> None:
     said = f"{len(conversations):,} conversations give {len(rows):,} rows"
     job.track.say(f"{said}, {len(replayed):,} of the policy's own answers beside them")
     del engine  # the policy that spoke makes room for the one that learns
-    policy = policy_to_train(start, job.recipe.model)
+    policy = train_only(policy_to_train(start, job.recipe.model), config.target_modules)
     fine_tune(policy, tokenizer, rows + replayed, job, last_answer_only=ghosts)
     save(policy, tokenizer, job.out / "checkpoint")
 

@@ -49,6 +49,8 @@ def without(instructions: Sequence[Instruction]) -> tuple[str, ...]:
 
 COMBINATIONS = WORD_INSTRUCTIONS[::3]
 """Four words to start and four others to end with; each word is left in the other position, each position to others."""
+LOOKING = ("gatt.target_modules=[q_proj, k_proj]", "gatt.replay_share=0.25")
+"""Queries and keys learn alone: where to look, not what to say."""
 UNCHECKED = ("gatt.check_targets=false", *only_turns("gatt", dialogues=96))
 """Targets are the best by the reward models alone, as in the paper; with loss on all answers no other way is there."""
 SMALL = ("model.hidden_size=64", "model.intermediate_size=176")
@@ -67,6 +69,7 @@ ARMS: Mapping[str, Arm] = {
     "changing": Arm(("gatt", "evaluate"), ("gatt.change_share=0.7", "gatt.dialogues=320", "gatt.epochs=4",
                                            *only_turns("gatt", changes=64))),
     "combinations": Arm(("gatt", "evaluate"), without(COMBINATIONS)),
+    "looking": Arm(("gatt", "evaluate"), (*LOOKING, *without(COMBINATIONS), "evaluate.prompts=400")),
     "no-roles": Arm(("gatt", "evaluate"), without(ROLE_INSTRUCTIONS)),
     "all-answers": Arm(("gatt", "evaluate"), (*UNCHECKED, "gatt.train_on=all_answers")),
     "unchecked": Arm(("gatt", "evaluate"), UNCHECKED),

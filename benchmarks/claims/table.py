@@ -311,4 +311,18 @@ TABLE = (
             "evaluate/multi_turn/unseen_before/20")},
         shares={"followed at turn 20": dialogues("combinations", "unseen_after", 20, above=KEPT)},
     ),
+    Experiment(
+        "looking",
+        "so they are where queries and keys learn alone, and the reward on single prompts is not lowered by .1", "3.3",
+        ("combinations", "looking"),
+        {
+            "turn 20 over all layers": gain("evaluate/multi_turn/unseen_after/20", "looking", "combinations"),
+            "reward, above -.1": over(-.1, gain(
+                f"{POLICIES}/gatt/reward_combined", "looking", "looking", f"{POLICIES}/rejection-3/reward_combined")),
+        },
+        shares={
+            "followed at turn 20": dialogues("looking", "unseen_after", 20, above=KEPT),
+            "followed at turn 20, all instructions": dialogues("looking", "after", 20, above=KEPT),
+        },
+    ),
 )  # fmt: skip

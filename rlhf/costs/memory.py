@@ -71,14 +71,15 @@ def trained(shape: Shape, model: ModelConfig, *, scored: bool) -> Bytes:
     return Bytes(weights=held, gradients=learns, optimizer=2 * learns)
 
 
-def activations(shape: Shape, model: ModelConfig, *, tokens: float, seen: int = 0) -> float:
+def activations(shape: Shape, model: ModelConfig, *, tokens: float) -> float:
     """What the backward pass needs of one micro-batch below the head, in bytes: an estimate, by reading the forward.
 
-    A layer keeps about eight tensors of the model's width, four of the keys', four of the MLP's, and `seen` numbers of
-    who sees whom; with checkpointing it keeps its input, and one layer at a time the rest.
+    A layer keeps about eight tensors of the model's width, four of the keys' and four of the MLP's; with checkpointing
+    it keeps its input, and one layer at a time the rest. Documents that share a row are attended to one by one, so that
+    nothing keeps who sees whom.
     """
     width, kv = WIDTH[model.dtype], shape.kv_heads * shape.head_dim
-    layer = (8 * shape.hidden_size + 4 * kv + 4 * shape.intermediate_size + seen) * width
+    layer = (8 * shape.hidden_size + 4 * kv + 4 * shape.intermediate_size) * width
     inputs = shape.layers * shape.hidden_size * width
     return tokens * (inputs + layer if model.gradient_checkpointing else shape.layers * layer)
 

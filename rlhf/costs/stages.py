@@ -82,22 +82,19 @@ class _Plan:
         """Rows of one forward on one rank."""
         return int(config.microbatch_size or max(1, rows // self.hardware.gpus))
 
-    def step(self, config: Any, batch: int, length: int, *, seen: int = 0, heads: float = 0) -> Bytes:
+    def step(self, config: Any, batch: int, length: int, *, heads: float = 0) -> Bytes:
         """What a step needs beside model, gradients and moments: of one micro-batch, and `heads` bytes of logits."""
         rows, model = self.micro(config, batch), self.recipe.model
-        made = heads + activations(self.shape, model, tokens=rows * length, seen=seen)
+        made = heads + activations(self.shape, model, tokens=rows * length)
         if rows * self.hardware.gpus < batch and not model.lora.rank:  # the embedding's next gradient is made whole
             made += self.shape.vocab_size * self.shape.hidden_size * WIDTH[model.dtype]
         return Bytes(activations=made)
 
     def tuning(self, config: Any, batch: int, length: int, *, predicted: float) -> Bytes:
-        """A step of fine-tuning. TRL's head makes one tile of logits at a time, and where Triton is, no copies of it.
-
-        Without it every layer keeps who sees whom: documents that share a row do not see each other.
-        """
-        tokens, cpu = self.micro(config, batch) * length * predicted, self.hardware.cpu
-        heads = logits(self.shape, tokens=tokens, copies=8 if cpu else 1, most=TILE)
-        return self.step(config, batch, length, seen=length * cpu, heads=heads)
+        """A step of fine-tuning. TRL's head makes a tile of logits at a time, where Triton is without copies of it."""
+        tokens = self.micro(config, batch) * length * predicted
+        heads = logits(self.shape, tokens=tokens, copies=8 if self.hardware.cpu else 1, most=TILE)
+        return self.step(config, batch, length, heads=heads)
 
     def decoding(self, prompts: int, new: int, *, samples: int = 1, turns: float = 1) -> Bytes:
         """Reading the prompts that are answered at once, or the answers' cache and logits, whichever is more.

@@ -144,8 +144,8 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint:
 
     if team.rank() == 0:
         checkpoint.mkdir(parents=True, exist_ok=True)
-        parameters = list(model.parameters())
-        kept = [parameter for parameter in parameters if parameter.requires_grad] or parameters  # an adapter goes alone
+        weights = dict(model.named_parameters())
+        kept = [weight for name, weight in weights.items() if "lora_" in name] or weights.values()  # adapters go alone
         written(write, checkpoint, needs=sum(parameter.numel() * parameter.element_size() for parameter in kept))
     first = team.call(str(checkpoint.absolute()))
     if team.rank():

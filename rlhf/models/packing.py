@@ -6,6 +6,7 @@ attention takes rows like this (`cu_seq_lens_q`); its scaled-dot-product attenti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,22 +27,43 @@ def states(body: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> 
     if not packed(body, attention_mask):
         return _last(body, input_ids=input_ids, attention_mask=attention_mask)
     real = attention_mask.bool()
-    ends = F.pad(real.sum(-1).cumsum(0), (1, 0))
-    hidden = _last(
-        body,
-        input_ids=input_ids[real][None],
-        position_ids=(real.cumsum(-1) - 1)[real][None],
-        attention_mask=real.new_ones(1, 1, 1, 1),  # of four dimensions, so that the model makes none; not read
-        cu_seq_lens_q=ends,
-    )
+    hidden = _last(body, **_one_after_another(input_ids[real], (real.cumsum(-1) - 1)[real]))
     empty = hidden.new_zeros(real.numel(), hidden.shape[-1])
     return empty.index_copy(0, real.flatten().nonzero()[:, 0], hidden[0]).view(*real.shape, -1)
 
 
+def documents(body: PreTrainedModel, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A batch of packed rows [B, S] as one row [1, B * S] of documents that are attended to one by one.
+
+    A document begins where positions begin again, at 0, and bears no loss there. Where the body does not know rows like
+    this the batch stays as it is, and a mask over S x S tokens keeps its documents apart; the numbers are the same.
+    """
+    if not _splits(body):
+        return batch
+    flat = {name: tensor.flatten() for name, tensor in batch.items()}
+    return {"labels": flat["labels"][None], **_one_after_another(flat["input_ids"], flat["position_ids"])}
+
+
 def packed(body: PreTrainedModel, attention_mask: Tensor) -> bool:
     """Whether these rows are laid end to end."""
+    return _splits(body) and float(attention_mask.float().mean()) < 1 - MOST_PADDING
+
+
+def _splits(body: PreTrainedModel) -> bool:
+    """Whether the body's attention goes row by row where it is told where they end."""
     known = isinstance(body, (LlamaModel, MistralModel, Qwen2Model)) and body.device.type == "cpu"
-    return known and sees_all(body) and float(attention_mask.float().mean()) < 1 - MOST_PADDING
+    return known and sees_all(body)
+
+
+def _one_after_another(input_ids: Tensor, position_ids: Tensor) -> dict[str, Tensor]:
+    """Inputs of a body: tokens [N] of several rows, whose positions begin at 0 in each."""
+    starts = (position_ids == 0).nonzero()[:, 0]
+    return {
+        "input_ids": input_ids[None],
+        "position_ids": position_ids[None],
+        "attention_mask": input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),  # four dimensions: the model makes none
+        "cu_seq_lens_q": F.pad(starts, (0, 1), value=len(input_ids)),
+    }
 
 
 def sees_all(model: PreTrainedModel) -> bool:

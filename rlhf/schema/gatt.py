@@ -49,6 +49,9 @@ class GAttConfig(FineTune, Combine, Gate):
     replay_share: Share = ours(
         0.5, "share of the rows that are the policy's own single answers", "keeps what it knew", lt=1
     )
+    target_modules: tuple[str, ...] = ours(
+        (), "layers that learn, by name, such as [q_proj, k_proj]; none: all", "what attention looks at carries over"
+    )
     max_new_tokens: Positive = ours(512, "longest answer in tokens")
 
     @model_validator(mode="after")

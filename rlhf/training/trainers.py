@@ -32,6 +32,7 @@ from rlhf.errors import ConfigError, NonFiniteError
 from rlhf.functional.margin import ranking_loss
 from rlhf.functional.safety_loss import safety_loss
 from rlhf.models import pair_batches
+from rlhf.models.packing import documents
 from rlhf.models.pair_batches import LAYOUTS, Batching, Layout, Pair, Sizes
 from rlhf.models.score import called_as
 from rlhf.processes import team, zero
@@ -97,6 +98,9 @@ def fit_lm(
         def training_step(self, model: Any, inputs: Mapping[str, Tensor], *more: Any) -> Any:
             track.tokens += int((inputs["input_ids"] != tokenizer.pad_token_id).sum())
             return super().training_step(model, inputs, *more)
+
+        def compute_loss(self, model: Any, inputs: Mapping[str, Tensor], *more: Any, **how: Any) -> Any:
+            return super().compute_loss(model, dict(documents(self.model.base_model, inputs)), *more, **how)
 
     silent = [-100] * len(rows[0].labels)
     table = [{**row.as_dict(), "row": i} for i, row in enumerate((*rows, replace(rows[0], labels=silent)))]

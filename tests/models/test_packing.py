@@ -1,9 +1,12 @@
 """Rows laid end to end against the same rows padded: states and gradients."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rlhf.data.collate import Row, pack, pad_packed
 from rlhf.models import packing
 from rlhf.models.score import pad_right
 
@@ -13,9 +16,13 @@ SHAPE |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 ROWS = [list(range(10, 10 + n)) for n in (3, 17, 1, 9)]
 
 
-def model_of(kind, **more):
+def whole_of(kind, **more):
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SHAPE, **more)).model
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SHAPE, **more))
+
+
+def model_of(kind, **more):
+    return whole_of(kind, **more).model
 
 
 def states_and_gradient(body, most_padding, monkeypatch):
@@ -50,6 +57,53 @@ def test_rows_end_to_end_are_the_rows_padded(kind, checkpointed, monkeypatch):
 def test_what_does_not_see_all_is_padded(kind, more, monkeypatch):
     shapes, *_ = states_and_gradient(model_of(kind, **more), 0.1, monkeypatch)
     assert shapes == [(4, 17)]
+
+
+def packed_batch():
+    """Rows of several documents, one of which is padded; where a document begins there is no loss."""
+    rows = pack([Row(ids, ids, f"{i}") for i, ids in enumerate([*ROWS, [44, 45], [46] * 5])], length=20)
+    return pad_packed([row.as_dict() for row in rows], pad_token_id=2)
+
+
+def loss_and_gradient(model, batch):
+    widths = []
+    hook = model.model.embed_tokens.register_forward_pre_hook(lambda _, args: widths.append(tuple(args[0].shape)))
+    model.zero_grad()
+    loss = model(**batch, use_cache=False).loss
+    loss.backward()
+    hook.remove()
+    return widths, loss.detach(), torch.cat([weight.grad.flatten() for weight in model.parameters()])
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+def test_documents_one_by_one_learn_what_packed_rows_do(kind, checkpointed):
+    model = whole_of(kind, **({"sliding_window": None} if kind == "mistral" else {}))
+    if checkpointed:
+        model.activation_checkpointing_enable()
+        model.train()
+    batch = packed_batch()
+    packed, wanted, slope = loss_and_gradient(model, batch)
+    apart, found, other = loss_and_gradient(model, packing.documents(model.model, batch))
+    assert packed == [(2, 20)]
+    assert apart == [(1, 40)]
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(other, slope, atol=1e-6, rtol=1e-5)
+
+
+def test_a_document_alone_has_the_states_it_has_among_others():
+    model, batch = model_of("llama"), packed_batch()
+    hidden = model(**{k: v for k, v in packing.documents(model, batch).items() if k != "labels"}).last_hidden_state[0]
+    starts = [*(batch["position_ids"].flatten() == 0).nonzero()[:, 0].tolist(), batch["position_ids"].numel()]
+    assert len(starts) == 8  # six documents, and the padding
+    for begin, end in pairwise(starts):
+        alone = model(input_ids=batch["input_ids"].flatten()[None, begin:end]).last_hidden_state[0]
+        torch.testing.assert_close(hidden[begin:end], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_documents_of_a_body_that_slides_stay_rows():
+    batch = packed_batch()
+    assert packing.documents(model_of("mistral", sliding_window=4), batch) is batch
 
 
 def test_rows_of_one_length_stay_a_batch(monkeypatch):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rlhf.data.chat import encode_dialogue, encode_prompt, labels
 from rlhf.data.collate import Row, share_prefixes
@@ -440,6 +441,26 @@ def test_a_bad_row_is_refused_before_any_model_is_loaded(job_of, saved, monkeypa
         instructions={"path": str(tmp_path / "lists.json")},
     )
     with pytest.raises(DataError, match="messages"):
+        gatt.run(job)
+
+
+def test_the_layers_that_are_named_learn_alone(job_of, saved, monkeypatch):
+    reads = {"policy": [saved.policy("rejection-1")], "reward": [saved.reward("reward-1")]}
+    job = job_of(
+        "gatt", reads=reads, dialogues=6, min_turns=2, max_turns=2, samples_per_turn=4, max_new_tokens=4, epochs=1,
+        batch_size=4, model={"max_length": 256}, target_modules=["q_proj", "k_proj"],
+    )  # fmt: skip
+    gatt.run(job)
+    before, after = (load_file(at / "checkpoint" / "model.safetensors") for at in (reads["policy"][0], job.out))
+    changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"q_proj", "k_proj"}
+
+
+def test_a_layer_that_does_not_exist_is_named_before_anything_is_sampled(job_of, saved, monkeypatch):
+    monkeypatch.setattr(gatt, "answers_to", None)
+    reads = {"policy": [saved.policy("rejection-1")], "reward": [saved.reward("reward-1")]}
+    job = job_of("gatt", reads=reads, dialogues=2, model={"max_length": 256}, target_modules=["c_attn"])
+    with pytest.raises(ConfigError, match="no layer that learns is called c_attn"):
         gatt.run(job)
 
 
