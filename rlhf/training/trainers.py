@@ -86,34 +86,42 @@ def fit_lm(
     def collate(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         return {**pad_packed(batch, pad_token_id=tokenizer.pad_token_id), "row": rows_of(batch)}
 
-    class Fit(ResumableTrainer, SFTTrainer):
-        """TRL's trainer, but counting tokens: its own count takes positions [B, S] for those of a single row."""
-
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            if team.size() == 1:
-                return super()._get_train_sampler(train_dataset)
-            shuffled = SeedableRandomSampler(range(len(rows)), generator=torch.Generator(), data_seed=self.args.seed)
-            return filled(shuffled, multiple=_together(schedule, optimizer), epoch=self.epoch)
-
-        def training_step(self, model: Any, inputs: Mapping[str, Tensor], *more: Any) -> Any:
-            track.tokens += int((inputs["input_ids"] != tokenizer.pad_token_id).sum())
-            return super().training_step(model, inputs, *more)
-
-        def compute_loss(self, model: Any, inputs: Mapping[str, Tensor], *more: Any, **how: Any) -> Any:
-            return super().compute_loss(model, dict(documents(self.model.base_model, inputs)), *more, **how)
-
     silent = [-100] * len(rows[0].labels)
     table = [{**row.as_dict(), "row": i} for i, row in enumerate((*rows, replace(rows[0], labels=silent)))]
     with _arguments(SFTConfig, schedule, optimizer, seed=seed, dataset_kwargs={"skip_prepare_dataset": True}) as args:
-        trainer = Fit(
+        trainer = RowTrainer(
             model=model,
             args=args,
             train_dataset=Dataset.from_list(table[: len(rows) + (team.size() > 1)]),
             processing_class=tokenizer,
             data_collator=collate,
             callbacks=[Report(track, what, first_step)],
+            rows=len(rows),
+            together=_together(schedule, optimizer),
         )
         _train(trainer, schedule, [row.documents for row in rows], saves, track, what)
+
+
+class RowTrainer(ResumableTrainer, SFTTrainer):
+    """TRL's trainer on packed rows: documents apart, and all tokens counted (its own count is of one row)."""
+
+    def __init__(self, *, rows: int, together: int, **given: Any) -> None:
+        self.rows_in_all, self.together = rows, together
+        super().__init__(**given)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if team.size() == 1:
+            return super()._get_train_sampler(train_dataset)
+        places = range(self.rows_in_all)
+        shuffled = SeedableRandomSampler(places, generator=torch.Generator(), data_seed=self.args.seed)
+        return filled(shuffled, multiple=self.together, epoch=self.epoch)
+
+    def training_step(self, model: Any, inputs: Mapping[str, Tensor], *more: Any) -> Any:
+        self.track.tokens += int((inputs["input_ids"] != self.processing_class.pad_token_id).sum())
+        return super().training_step(model, inputs, *more)
+
+    def compute_loss(self, model: Any, inputs: Mapping[str, Tensor], *more: Any, **how: Any) -> Any:
+        return super().compute_loss(model, dict(documents(self.model.base_model, inputs)), *more, **how)
 
 
 def fit_reward(
