@@ -34,6 +34,7 @@ def run(job: Job) -> None:
     config = job.config
     check_gate(job.one("reward"), config, stage="gatt", say=job.track.say)
     start = job.one("policy") / "checkpoint"
+    require_modules(start, job.recipe.model, config.target_modules, setting="gatt.target_modules")
     tokenizer = load_tokenizer(start)
     opened = partial(speaker, job.recipe.generation, start, job.recipe.model)
     # Data first: a bad row is said before any model is loaded, unless the policy itself has to speak before.
@@ -42,7 +43,6 @@ def run(job: Job) -> None:
     obeys = obedience(conversations, rules, path=config.rules.path, say=job.track.say) if config.check_targets else None
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
     engine = opened()
-    require_modules(engine.model, config.target_modules, setting="gatt.target_modules")
     answers = answers_to(job, engine, tokenizer, rewards, conversations)
     rows = training_rows(job, conversations, answers, obeys)
     count = round(len(rows) * share_to_ratio(config.replay_share))

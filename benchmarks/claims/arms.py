@@ -50,7 +50,7 @@ def without(instructions: Sequence[Instruction]) -> tuple[str, ...]:
 COMBINATIONS = WORD_INSTRUCTIONS[::3]
 """Four words to start and four others to end with; each word is left in the other position, each position to others."""
 LOOKING = ("gatt.target_modules=[q_proj, k_proj]", "gatt.replay_share=0.25")
-"""Queries and keys learn alone: where to look, not what to say."""
+"""Queries and keys learn alone: where to look, not what to say; beside one row in four that is replayed, not in two."""
 UNCHECKED = ("gatt.check_targets=false", *only_turns("gatt", dialogues=96))
 """Targets are the best by the reward models alone, as in the paper; with loss on all answers no other way is there."""
 SMALL = ("model.hidden_size=64", "model.intermediate_size=176")

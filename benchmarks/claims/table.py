@@ -312,13 +312,17 @@ TABLE = (
         shares={"followed at turn 20": dialogues("combinations", "unseen_after", 20, above=KEPT)},
     ),
     Experiment(
+        # Made on seeds 3 and 4 (LOG.md): seeds 5 to 7 judge it.
         "looking",
-        "so they are where queries and keys learn alone, and the reward on single prompts is not lowered by .1", "3.3",
+        "so they are where queries and keys learn alone, beside half as many replayed answers; single prompts do not"
+        " lose .1 of the reward, nor gold quality", "3.3",
         ("combinations", "looking"),
         {
             "turn 20 over all layers": gain("evaluate/multi_turn/unseen_after/20", "looking", "combinations"),
             "reward, above -.1": over(-.1, gain(
                 f"{POLICIES}/gatt/reward_combined", "looking", "looking", f"{POLICIES}/rejection-3/reward_combined")),
+            "gold quality": gain(
+                f"{POLICIES}/gatt/gold_quality", "looking", "looking", f"{POLICIES}/rejection-3/gold_quality"),
         },
         shares={
             "followed at turn 20": dialogues("looking", "unseen_after", 20, above=KEPT),

@@ -75,8 +75,8 @@ def activations(shape: Shape, model: ModelConfig, *, tokens: float) -> float:
     """What the backward pass needs of one micro-batch below the head, in bytes: an estimate, by reading the forward.
 
     A layer keeps about eight tensors of the model's width, four of the keys' and four of the MLP's; with checkpointing
-    it keeps its input, and one layer at a time the rest. Documents that share a row are attended to one by one, so that
-    nothing keeps who sees whom.
+    it keeps its input, and one layer at a time the rest. Who sees whom is not counted: documents that share a row are
+    attended to one by one (models/packing.py); models that cannot keep [B, S, S] more numbers a layer on a CPU.
     """
     width, kv = WIDTH[model.dtype], shape.kv_heads * shape.head_dim
     layer = (8 * shape.hidden_size + 4 * kv + 4 * shape.intermediate_size) * width

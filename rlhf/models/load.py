@@ -145,7 +145,8 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint:
     if team.rank() == 0:
         checkpoint.mkdir(parents=True, exist_ok=True)
         weights = dict(model.named_parameters())
-        kept = [weight for name, weight in weights.items() if "lora_" in name] or weights.values()  # adapters go alone
+        adapter = [weight for name, weight in weights.items() if f".{adapters.LEARNT}." in name]  # goes alone
+        kept = adapter or weights.values()
         written(write, checkpoint, needs=sum(parameter.numel() * parameter.element_size() for parameter in kept))
     first = team.call(str(checkpoint.absolute()))
     if team.rank():

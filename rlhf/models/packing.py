@@ -15,8 +15,10 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, LlamaModel, MistralModel, PreTrainedModel, Qwen2Model
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from rlhf.data.chat import IGNORED
+
 MOST_PADDING = 0.1
-"""The share of padding up to which a batch is computed as it is: rows of one length are faster together."""
+"""The share of padding up to which a batch is computed as it is: whole rows of one length are faster together."""
 
 
 def states(body: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -35,13 +37,14 @@ def states(body: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> 
 def documents(body: PreTrainedModel, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """A batch of packed rows [B, S] as one row [1, B * S] of documents that are attended to one by one.
 
-    A document begins where positions begin again, at 0, and bears no loss there. Where the body does not know rows like
-    this the batch stays as it is, and a mask over S x S tokens keeps its documents apart; the numbers are the same.
+    A document begins where positions begin again, at 0; what stands before it does not predict its first token. Where
+    the body does not know rows like this the batch stays as it is, and a mask over S x S tokens keeps its documents
+    apart; the numbers are the same.
     """
     if not _splits(body):
         return batch
-    flat = {name: tensor.flatten() for name, tensor in batch.items()}
-    return {"labels": flat["labels"][None], **_one_after_another(flat["input_ids"], flat["position_ids"])}
+    ids, labels, positions = (batch[name].flatten() for name in ("input_ids", "labels", "position_ids"))
+    return {"labels": labels.masked_fill(positions == 0, IGNORED)[None], **_one_after_another(ids, positions)}
 
 
 def packed(body: PreTrainedModel, attention_mask: Tensor) -> bool:

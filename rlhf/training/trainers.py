@@ -103,7 +103,7 @@ def fit_lm(
 
 
 class RowTrainer(ResumableTrainer, SFTTrainer):
-    """TRL's trainer on packed rows: documents apart, and all tokens counted (its own count is of one row)."""
+    """TRL's trainer on packed rows: their documents apart, and all their tokens counted, which its own count is not."""
 
     def __init__(self, *, rows: int, together: int, **given: Any) -> None:
         self.rows_in_all, self.together = rows, together

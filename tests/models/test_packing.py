@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlhf.data.collate import Row, pack, pad_packed
+from rlhf.data.collate import PackedRow, Row, pack, pad_packed
 from rlhf.models import packing
 from rlhf.models.score import pad_right
 
@@ -59,6 +59,12 @@ def test_what_does_not_see_all_is_padded(kind, more, monkeypatch):
     assert shapes == [(4, 17)]
 
 
+def text_batch():
+    """Rows of running text, as a base model reads them: every token is a label, the first of a row, too."""
+    rows = [PackedRow(list(ids), list(ids), list(range(9)), ("text",)) for ids in (range(10, 19), range(30, 39))]
+    return pad_packed([row.as_dict() for row in rows], pad_token_id=2)
+
+
 def packed_batch():
     """Rows of several documents, one of which is padded; where a document begins there is no loss."""
     rows = pack([Row(ids, ids, f"{i}") for i, ids in enumerate([*ROWS, [44, 45], [46] * 5])], length=20)
@@ -82,13 +88,13 @@ def test_documents_one_by_one_learn_what_packed_rows_do(kind, checkpointed):
     if checkpointed:
         model.activation_checkpointing_enable()
         model.train()
-    batch = packed_batch()
-    packed, wanted, slope = loss_and_gradient(model, batch)
-    apart, found, other = loss_and_gradient(model, packing.documents(model.model, batch))
-    assert packed == [(2, 20)]
-    assert apart == [(1, 40)]
-    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(other, slope, atol=1e-6, rtol=1e-5)
+    for batch, shape in ((packed_batch(), (2, 20)), (text_batch(), (2, 9))):
+        packed, wanted, slope = loss_and_gradient(model, batch)
+        apart, found, other = loss_and_gradient(model, packing.documents(model.model, batch))
+        assert packed == [shape]
+        assert apart == [(1, shape[0] * shape[1])]
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(other, slope, atol=1e-6, rtol=1e-5)
 
 
 def test_a_document_alone_has_the_states_it_has_among_others():

@@ -8,8 +8,16 @@ from rlhf.models.load import load_policy, save
 from rlhf.models.target_modules import require_modules, train_only
 from rlhf.schema import ModelConfig
 
-LORA = ModelConfig(lora={"rank": 4, "alpha": 8})
+FULL, LORA = ModelConfig(), ModelConfig(lora={"rank": 4, "alpha": 8})
+NARROW = ModelConfig(lora={"rank": 4, "alpha": 8, "target": "attention"})
 IDS = torch.tensor([[5, 6, 7, 8, 9, 1]])
+
+
+@pytest.fixture
+def base(policy, tokenizer, tmp_path):
+    """The checkpoint of a model of two layers."""
+    save(policy, tokenizer, tmp_path / "base" / "checkpoint")
+    return tmp_path / "base" / "checkpoint"
 
 
 def learned(model, names):
@@ -20,9 +28,10 @@ def learned(model, names):
     return {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
 
 
-def test_the_layers_that_are_named_learn_and_no_other(policy):
+@pytest.mark.parametrize("names", [("q_proj", "k_proj"), ("self_attn.q_proj", "self_attn.k_proj")])
+def test_the_layers_that_are_named_learn_and_no_other(policy, names):
     queries_and_keys = {f"model.layers.{i}.self_attn.{kind}_proj.weight" for i in (0, 1) for kind in "qk"}
-    assert learned(policy, ("q_proj", "k_proj")) == queries_and_keys
+    assert learned(policy, names) == queries_and_keys
 
 
 def test_a_name_may_be_that_of_what_holds_the_layers(policy):
@@ -33,27 +42,31 @@ def test_without_names_all_learn(policy):
     assert learned(policy, ()) == {name for name, _ in policy.named_parameters()}
 
 
-def test_of_adapters_those_beside_the_layers_learn(policy, tokenizer, tmp_path):
-    save(policy, tokenizer, tmp_path / "base" / "checkpoint")
-    model = load_policy(tmp_path / "base" / "checkpoint", LORA)
+def test_of_adapters_those_beside_the_layers_learn_and_no_weight(base):
+    model = load_policy(base, LORA)
     assert {name.split(".")[4] for name in learned(model, ("q_proj",))} == {"q_proj"}
-    assert {name.split(".")[5] for name, weight in model.named_parameters() if weight.requires_grad} == {
-        "lora_A",
-        "lora_B",
+    learning = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert learning == {
+        f"model.layers.{i}.self_attn.q_proj.lora_{side}.default.weight" for i in (0, 1) for side in "AB"
     }
 
 
-def test_a_name_that_is_no_layers_is_refused_with_those_that_are(policy):
-    require_modules(policy, ("q_proj", "mlp"), setting="gatt.target_modules")
-    with pytest.raises(ConfigError, match="no layer that learns is called c_attn, proj") as caught:
-        require_modules(policy, ("q_proj", "c_attn", "proj"), setting="gatt.target_modules")
-    assert "gatt.target_modules" in str(caught.value)
-    assert "k_proj" in str(caught.value)
+@pytest.mark.parametrize("name", ["c_attn", "weight", "proj", "attn"])
+def test_a_name_that_is_no_layers_is_refused_with_those_that_are(base, name):
+    require_modules(base, FULL, ("q_proj", "mlp", "lm_head"), setting="gatt.target_modules")
+    with pytest.raises(ConfigError, match=f"no layer that learns is called {name}\n") as caught:
+        require_modules(base, FULL, ("q_proj", name), setting="gatt.target_modules")
+    assert caught.value.where == "gatt.target_modules"
+    assert "k_proj, lm_head, norm, o_proj" in str(caught.value)
 
 
-def test_a_layer_without_an_adapter_does_not_learn(policy, tokenizer, tmp_path):
-    save(policy, tokenizer, tmp_path / "base" / "checkpoint")
-    narrow = ModelConfig(lora={"rank": 4, "alpha": 8, "target": "attention"})
-    model = load_policy(tmp_path / "base" / "checkpoint", narrow)
-    with pytest.raises(ConfigError, match="no layer that learns is called up_proj"):
-        require_modules(model, ("up_proj",), setting="gatt.target_modules")
+def test_a_layer_without_an_adapter_does_not_learn(base):
+    require_modules(base, LORA, ("up_proj",), setting="gatt.target_modules")
+    for config, name in ((NARROW, "up_proj"), (LORA, "lm_head"), (LORA, "norm")):
+        with pytest.raises(ConfigError, match=f"no layer that learns is called {name}"):
+            require_modules(base, config, (name,), setting="gatt.target_modules")
+
+
+def test_no_weights_are_read_to_know_the_layers(base):
+    (base / "model.safetensors").unlink()
+    require_modules(base, FULL, ("q_proj",), setting="gatt.target_modules")

@@ -456,10 +456,10 @@ def test_the_layers_that_are_named_learn_alone(job_of, saved, monkeypatch):
     assert changed == {"q_proj", "k_proj"}
 
 
-def test_a_layer_that_does_not_exist_is_named_before_anything_is_sampled(job_of, saved, monkeypatch):
-    monkeypatch.setattr(gatt, "answers_to", None)
+def test_a_layer_that_does_not_exist_is_named_before_any_model_is_loaded(job_of, saved, monkeypatch):
+    monkeypatch.setattr("rlhf.rollout.load_policy", None)
     reads = {"policy": [saved.policy("rejection-1")], "reward": [saved.reward("reward-1")]}
-    job = job_of("gatt", reads=reads, dialogues=2, model={"max_length": 256}, target_modules=["c_attn"])
+    job = job_of("gatt", reads=reads, dialogues=2, model={"max_length": 256}, target_modules=["c_attn"], users="policy")
     with pytest.raises(ConfigError, match="no layer that learns is called c_attn"):
         gatt.run(job)
 

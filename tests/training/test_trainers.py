@@ -12,7 +12,7 @@ import trl
 from datasets import Dataset
 from rich.console import Console
 
-from rlhf.data.collate import Row, pack
+from rlhf.data.collate import PackedRow, Row, pack
 from rlhf.data.spool import Rows, Spool
 from rlhf.errors import ConfigError, NonFiniteError
 from rlhf.models import pair_batches
@@ -179,12 +179,26 @@ def test_tokens_without_a_label_bear_no_loss(policy, tokenizer, track):
     policy.model.norm.register_full_backward_hook(lambda module, given, gradients: found.append(gradients[0].clone()))
     fit(policy, tokenizer, PACKED, track, batch_size=2)
     (gradient,) = found
-    reached = (gradient.abs().sum(-1) > 0).view(2, 14)  # rows may have been laid end to end
+    assert gradient.shape[:2] == (1, 28)  # the rows are laid end to end
+    reached = (gradient.abs().sum(-1) > 0).view(2, 14)
     # Rows are shuffled; they are told apart by how many tokens bear loss: 3 + 4, and 9.
     rows = sorted(reached.tolist(), key=sum)
     predicts = [[label != -100 for label in row.labels[1:]] for row in PACKED]
     assert rows[0] == [*predicts[0], False]
     assert rows[1] == [*predicts[1], *[False] * 4]
+
+
+def test_of_running_text_every_token_is_predicted_but_the_first_of_a_row(policy, tokenizer, track):
+    """However the rows are split over micro-batches: the end of one does not predict the beginning of the next."""
+    texts = [list(range(first, first + 9)) for first in (20, 40, 60, 80)]
+    rows = [PackedRow(text, text, list(range(9)), (f"{text[0]}",)) for text in texts]
+    wanted = loss_of(policy, [Row(text, [-100, *text[1:]]) for text in texts])
+    split, start = copy.deepcopy(policy), copy.deepcopy(policy)
+    fit(policy, tokenizer, rows, track, epochs=3)
+    assert logged(track)[0]["sft/loss"] == pytest.approx(wanted, abs=1e-3)
+    fit(split, tokenizer, rows, track, epochs=3, micro=1)
+    assert distance(policy, split) < 1e-5
+    assert distance(policy, start) > 1e-3
 
 
 def test_microbatches_are_worth_the_batch_they_make(policy, tokenizer, track):
