@@ -158,6 +158,28 @@ def test_held_out_combinations_are_kept_to_turn_20(after, before, holds):
 
 
 @pytest.mark.parametrize(
+    ("unseen", "after", "reward", "gold", "holds"),
+    [
+        (63 / 64, 1.0, 1.8, 0.8, True),
+        (62 / 64, 1.0, 1.8, 0.8, False),  # 186 of 192: at least .939
+        (63 / 64, 62 / 64, 1.8, 0.8, False),
+        (63 / 64, 1.0, 1.4, 0.8, False),  # .2 of the reward is lost
+        (63 / 64, 1.0, 1.8, 0.7, False),
+    ],
+)
+def test_queries_and_keys_alone_have_to_keep_combinations_and_what_single_prompts_had(
+    unseen, after, reward, gold, holds
+):
+    arms = turns("combinations", unseen_after={20: 0.7}) | turns(
+        "looking", unseen_after={20: unseen}, after={20: after}
+    )
+    before = {"reward_combined": 1.6, "gold_quality": 0.75}
+    found = {"rejection-3": before, "gatt": {"reward_combined": reward, "gold_quality": gold}}
+    arms["looking"]["evaluate"]["policies"] = found
+    assert table("looking", arms)["holds"] is holds
+
+
+@pytest.mark.parametrize(
     ("before", "after", "holds"),
     [
         ({1: 0.9, 6: 0.1, 20: 0.5}, 1.0, True),
