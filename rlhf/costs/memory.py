@@ -76,7 +76,7 @@ def activations(shape: Shape, model: ModelConfig, *, tokens: float) -> float:
 
     A layer keeps about eight tensors of the model's width, four of the keys' and four of the MLP's; with checkpointing
     it keeps its input, and one layer at a time the rest. Who sees whom is not counted: documents that share a row are
-    attended to one by one (models/packing.py); models that cannot keep [B, S, S] more numbers a layer on a CPU.
+    attended to one by one. A model that models/packing.py does not know keeps S more a token and layer, on a CPU.
     """
     width, kv = WIDTH[model.dtype], shape.kv_heads * shape.head_dim
     layer = (8 * shape.hidden_size + 4 * kv + 4 * shape.intermediate_size) * width
