@@ -250,10 +250,14 @@ def weights_of(checkpoint: Path) -> tuple[str, str | None]:
 
 def context_of(checkpoint: Path) -> int:
     """Tokens that the model of a checkpoint was made for, without its weights being read."""
+    return positions(config_of(checkpoint))
+
+
+def config_of(checkpoint: Path) -> Any:
+    """The configuration of a checkpoint's model, that of transformers."""
     path, revision = weights_of(checkpoint)
     with _given(path):
-        config = AutoConfig.from_pretrained(path, revision=revision or "main", **NO_CODE)
-    return positions(config)
+        return AutoConfig.from_pretrained(path, revision=revision or "main", **NO_CODE)
 
 
 def positions(config: Any) -> int:

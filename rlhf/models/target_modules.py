@@ -9,12 +9,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from torch.nn import Linear
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf.errors import ConfigError
-from rlhf.models.adapters import TARGETS
-from rlhf.models.load import NO_CODE, weights_of
+from rlhf.models import adapters
+from rlhf.models.load import config_of
 from rlhf.schema import ModelConfig
 
 
@@ -22,17 +21,13 @@ def require_modules(checkpoint: Path, config: ModelConfig, names: Collection[str
     """ConfigError if a name is no layer's that can learn. It reads no weights: to be asked before anything is made."""
     if not names:
         return
-    path, revision = weights_of(checkpoint)
     with torch.device("meta"):
-        shape = AutoConfig.from_pretrained(path, revision=revision or "main", **NO_CODE)
-        model = AutoModelForCausalLM.from_config(shape)
-    layers = {place for place, module in model.named_modules() if list(module.parameters(recurse=False))}
-    if config.lora.rank:
-        linear = {place for place in layers if isinstance(model.get_submodule(place), Linear) and place != "lm_head"}
-        named = TARGETS[config.lora.target]
-        layers = linear if isinstance(named, str) else {place for place in linear if called(place, named)}
-    if unknown := [name for name in names if not any(called(place, [name]) for place in layers)]:
-        known = sorted({place.rpartition(".")[2] for place in layers})
+        model = AutoModelForCausalLM.from_config(config_of(checkpoint))
+        if config.lora.rank:
+            adapters.add(model, config.lora)
+    places = {place.rpartition(".")[0] for place, weight in model.named_parameters() if weight.requires_grad}
+    if unknown := [name for name in names if not any(called(place, [name]) for place in places)]:
+        known = sorted({place.partition(".lora_")[0].rpartition(".")[2] for place in places})
         raise ConfigError(
             f"no layer that learns is called {', '.join(unknown)}",
             where=setting,
@@ -49,6 +44,4 @@ def train_only(model: PreTrainedModel, names: Collection[str]) -> PreTrainedMode
 
 def called(place: str, names: Collection[str]) -> bool:
     """Whether a module, or one that holds it, has one of these names at the end of its path."""
-    parts = place.split(".")
-    paths = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return any(path == name or path.endswith(f".{name}") for path in paths for name in names)
+    return any(f".{name}." in f".{place}." for name in names)

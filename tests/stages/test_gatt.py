@@ -444,7 +444,7 @@ def test_a_bad_row_is_refused_before_any_model_is_loaded(job_of, saved, monkeypa
         gatt.run(job)
 
 
-def test_the_layers_that_are_named_learn_alone(job_of, saved, monkeypatch):
+def test_the_layers_that_are_named_learn_alone(job_of, saved):
     reads = {"policy": [saved.policy("rejection-1")], "reward": [saved.reward("reward-1")]}
     job = job_of(
         "gatt", reads=reads, dialogues=6, min_turns=2, max_turns=2, samples_per_turn=4, max_new_tokens=4, epochs=1,
