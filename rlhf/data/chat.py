@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf.data.types import Turn, check_turns, turns_to_json
@@ -215,9 +217,17 @@ def _exchange(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list
 
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return _known_ids(tokenizer, len(tokenizer), text).tolist()
+
+
+@lru_cache(maxsize=2**14)
+def _known_ids(tokenizer: PreTrainedTokenizerBase, size: int, text: str) -> array[int]:
+    """The ids of a text, by a tokenizer that had so many tokens; a dialogue of twenty turns asks for its first often.
+
+    Four bytes a token: a list of ints would have nine times as many.
+    """
     # verbose=False: it would warn of what is longer than the context, which is refused by us, or cut.
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
+    return array("i", tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _templated(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], where: str | None) -> list[int]:
