@@ -23,7 +23,7 @@ TORCH_FREE = (
 )
 
 DOORS = {
-    "trl": {"rlhf/training/trainers.py"},
+    "trl": {"rlhf/training/trainers.py", "rlhf/training/row_trainer.py"},
     "wandb": {"rlhf/tracking/wandb_run.py"},
     "tensorboard": {"rlhf/tracking/tensorboard_run.py"},
     "trackio": {"rlhf/tracking/trackio_run.py"},

@@ -5,7 +5,8 @@ Ghost Attention and context distillation teach a policy one thing; beside it the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -41,13 +42,34 @@ def best_answers(
     ]
 
 
+Known = Mapping[tuple[bool, tuple[int, ...]], float]
+"""The combined score of answers that were just scored: by whether the prompt is of the safety domain, and the row."""
+
+
 def best_pooled(
-    entries: Sequence[PoolEntry], tokenizer: PreTrainedTokenizerBase, rewards: RewardModels, *, safety_threshold: float
+    entries: Sequence[PoolEntry],
+    tokenizer: PreTrainedTokenizerBase,
+    rewards: RewardModels,
+    *,
+    safety_threshold: float,
+    known: Known = MappingProxyType({}),
 ) -> list[PoolEntry]:
-    """Per prompt the best that can be a target, if any; all are scored by these models, so that rounds compare."""
-    rows = [encode_prompt(tokenizer, e.prompt) + encode_completion(tokenizer, e.completion) for e in entries]
-    scores = rewards(rows, [e.is_safety for e in entries], safety_threshold=safety_threshold).combined.tolist()
-    ranked = [value if e.usable else float("-inf") for e, value in zip(entries, scores, strict=True)]
+    """Per prompt the best that can be a target, if any; all are scored by these models, so that rounds compare.
+
+    Args:
+        known: what these very models said already.
+    """
+    rows = [
+        (e.is_safety, (*encode_prompt(tokenizer, e.prompt), *encode_completion(tokenizer, e.completion)))
+        for e in entries
+        if e.usable
+    ]
+    if new := sorted({row for row in rows if row not in known}):
+        tags, asked = zip(*new, strict=True)
+        scores = rewards(asked, tags, safety_threshold=safety_threshold).combined.tolist()
+        known = {**known, **dict(zip(new, scores, strict=True))}
+    found = iter(rows)
+    ranked = [known[next(found)] if e.usable else float("-inf") for e in entries]
     return [entry for entry in pool.best(entries, ranked) if entry.usable]
 
 

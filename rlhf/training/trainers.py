@@ -1,4 +1,4 @@
-"""fit_lm and fit_reward: training by gradient descent on rows and on pairs. The one door to TRL.
+"""fit_lm and fit_reward: training by gradient descent on rows and on pairs. The door to TRL.
 
 TRL and the Hugging Face Trainer bring the loop: accumulation, several processes, schedules. What is ours is put in from
 outside: rows that are already tokens and labels, a collator that never lets attention leak from one packed document
@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import RewardConfig as TrlRewardConfig
-from trl import RewardTrainer, SFTConfig, SFTTrainer
+from trl import RewardTrainer, SFTConfig
 
 from rlhf.data.collate import PackedRow, pad_packed
 from rlhf.data.order import SimilarLengths, filled
@@ -32,7 +31,6 @@ from rlhf.errors import ConfigError, NonFiniteError
 from rlhf.functional.margin import ranking_loss
 from rlhf.functional.safety_loss import safety_loss
 from rlhf.models import pair_batches
-from rlhf.models.packing import documents
 from rlhf.models.pair_batches import LAYOUTS, Batching, Layout, Pair, Sizes
 from rlhf.models.score import called_as
 from rlhf.processes import team, zero
@@ -40,6 +38,7 @@ from rlhf.resume.saves import Saves
 from rlhf.schema import AdamW
 from rlhf.tracking.track import Progress, Tracker
 from rlhf.training.resumable import ResumableTrainer
+from rlhf.training.row_trainer import RowTrainer
 
 NUMBERS = ("margin", "chosen_safe", "rejected_safe")
 
@@ -100,28 +99,6 @@ def fit_lm(
             together=_together(schedule, optimizer),
         )
         _train(trainer, schedule, [row.documents for row in rows], saves, track, what)
-
-
-class RowTrainer(ResumableTrainer, SFTTrainer):
-    """TRL's trainer on packed rows: their documents apart, and all their tokens counted, which its own count is not."""
-
-    def __init__(self, *, rows: int, together: int, **given: Any) -> None:
-        self.rows_in_all, self.together = rows, together
-        super().__init__(**given)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if team.size() == 1:
-            return super()._get_train_sampler(train_dataset)
-        places = range(self.rows_in_all)
-        shuffled = SeedableRandomSampler(places, generator=torch.Generator(), data_seed=self.args.seed)
-        return filled(shuffled, multiple=self.together, epoch=self.epoch)
-
-    def training_step(self, model: Any, inputs: Mapping[str, Tensor], *more: Any) -> Any:
-        self.track.tokens += int((inputs["input_ids"] != self.processing_class.pad_token_id).sum())
-        return super().training_step(model, inputs, *more)
-
-    def compute_loss(self, model: Any, inputs: Mapping[str, Tensor], *more: Any, **how: Any) -> Any:
-        return super().compute_loss(model, dict(documents(self.model.base_model, inputs)), *more, **how)
 
 
 def fit_reward(

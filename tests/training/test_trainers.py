@@ -21,6 +21,7 @@ from rlhf.resume.preemption import Stop
 from rlhf.resume.saves import Saves
 from rlhf.schema import AdamW
 from rlhf.tracking.track import Tracker
+from rlhf.training import row_trainer
 from rlhf.training.trainers import (
     Pair,
     Schedule,
@@ -170,6 +171,27 @@ def test_the_loss_is_that_of_the_answers_each_document_by_itself(policy, tokeniz
     wanted = loss_of(policy, DOCUMENTS)
     fit(policy, tokenizer, PACKED, track, batch_size=2)
     assert logged(track)[0]["sft/loss"] == pytest.approx(wanted, abs=1e-3)
+
+
+def test_logits_made_at_once_teach_and_say_what_those_of_trl_do(policy, tokenizer, tmp_path, monkeypatch):
+    """Also where a step has more than one micro-batch, and one of them no loss at all."""
+    silent = dataclasses.replace(PACKED[1], labels=[-100] * len(PACKED[1].labels))
+    for name, rows, micro in (("whole", PACKED, None), ("parts", PACKED, 1), ("silent", [PACKED[0], silent], 1)):
+        learnt, said = [], []
+        for most in (2**24, 0):
+            monkeypatch.setattr(row_trainer, "FEW_LOGITS", most)
+            model = copy.deepcopy(policy)
+            made, scored = [], model.lm_head.forward
+            model.lm_head.forward = lambda hidden, made=made, scored=scored: made.append(hidden) or scored(hidden)
+            (folder := tmp_path / f"{name}-{most}").mkdir()
+            with Tracker(folder, run="test", step="sft", console=Console(file=io.StringIO())) as track:
+                fit(model, tokenizer, rows, track, batch_size=2, micro=micro, epochs=3)
+            assert bool(made) == bool(most)  # TRL's way goes past the head
+            learnt.append(torch.cat([weight.flatten() for weight in model.state_dict().values()]))
+            said.append({name: value for name, value in logged(track)[0].items() if name != "time"})
+        torch.testing.assert_close(*learnt, atol=1e-5, rtol=1e-4)
+        assert said[0] == pytest.approx(said[1], rel=1e-4)
+        assert {"sft/entropy", "sft/mean_token_accuracy", "sft/loss"} <= said[0].keys()
 
 
 def test_tokens_without_a_label_bear_no_loss(policy, tokenizer, track):
