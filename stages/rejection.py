@@ -19,7 +19,7 @@ from rlhf.models.reward_models import RewardModels, Scores
 from rlhf.pipeline import Job
 from rlhf.rollout import Sample, require_fit, sample, sampler
 from rlhf.training.finetune import fine_tune
-from rlhf.training.rehearsal import best_pooled, share_to_ratio
+from rlhf.training.rehearsal import Known, best_pooled, share_to_ratio
 
 
 def run(job: Job) -> None:
@@ -31,13 +31,14 @@ def run(job: Job) -> None:
     tokenizer = load_tokenizer(newest)
     require_fit(newest, prompts, tokenizer, longest=config.max_new_tokens)
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
+    known: Known = {}
     if config.pool_from is None:
-        sample_round(job, tokenizer, rewards, prompts)
+        known = sample_round(job, tokenizer, rewards, prompts)
     else:
         borrow_round(job)
 
     pool = [entry for path in [*earlier(job), job.out] for entry in pools.read(path / "pool.jsonl").entries]
-    best = best_pooled(pool, tokenizer, rewards, safety_threshold=config.safety_threshold)
+    best = best_pooled(pool, tokenizer, rewards, safety_threshold=config.safety_threshold, known=known)
     if not best:
         empty = sum(not entry.completion for entry in pool)
         cut = len(pool) - empty
@@ -57,8 +58,8 @@ def run(job: Job) -> None:
     save(policy, tokenizer, job.out / "checkpoint")
 
 
-def sample_round(job: Job, tokenizer, rewards: RewardModels, prompts: list[Prompt]) -> None:
-    """K answers to each of this round's prompts, by the newest policy, into the pool."""
+def sample_round(job: Job, tokenizer, rewards: RewardModels, prompts: list[Prompt]) -> Known:
+    """K answers to each of this round's prompts, by the newest policy, into the pool; and their scores."""
     config = job.config
     policy = sampler(job.recipe.generation, job.one("policy") / "checkpoint", job.recipe.model)
     temperature, trial = tune_temperature(job, policy, tokenizer, rewards)
@@ -74,6 +75,7 @@ def sample_round(job: Job, tokenizer, rewards: RewardModels, prompts: list[Promp
     seen = {"reward/combined": mean, "reward/combined_histogram": spread, "gen/eos_rate": ended(samples)}
     job.track.log(seen, step=0)
     job.write_results({"temperature": temperature, **trial})
+    return {(s.prompt.is_safety, s.row): score for s, score in zip(samples, spread, strict=True)}
 
 
 def borrow_round(job: Job) -> None:

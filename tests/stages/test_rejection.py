@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rlhf.data import pool as pools
-from rlhf.data.chat import encode_dialogue
+from rlhf.data.chat import encode_completion, encode_dialogue, encode_prompt
 from rlhf.data.pool import PoolEntry
 from rlhf.data.types import Dialogue, Prompt, Turn, write_jsonl
 from rlhf.errors import DataError, MissingError, NonFiniteError, RlhfError
@@ -195,6 +195,26 @@ def test_all_entries_are_scored_anew_by_the_models_of_today(tokenizer, rewards):
     assert min(abs(a - b) for a, b in alone) > 1e-4  # no two so near that how they are batched decides
     found = best_pooled([e for pair in pairs for e in pair], tokenizer, rewards, safety_threshold=0.15)
     assert found == [pair[b > a] for pair, (a, b) in zip(pairs, alone, strict=True)]
+
+
+def test_what_was_just_scored_is_not_scored_again(tokenizer, rewards):
+    """A score that is known decides for its prompt and its domain alone; of others the models are asked."""
+    read = []
+
+    def asked(rows, tags, **given):
+        read.append(sorted(zip(tags, rows, strict=True)))
+        return rewards(rows, tags, **given)
+
+    texts = ["take the key .", "good luck !"]
+    low, high = sorted(texts, key=lambda text: scored_alone(rewards, tokenizer, entry(text)))
+    row = (*encode_prompt(tokenizer, entry(low).prompt), *encode_completion(tokenizer, low))
+    how = {"safety_threshold": 0.15, "known": {(False, row): 1e9}}
+    assert best_pooled([entry(low), entry(high)], tokenizer, asked, **how) == [entry(low)]
+    safe = [entry(text, is_safety=True) for text in (low, high)]
+    alone = [scored_alone(rewards, tokenizer, e) for e in safe]
+    assert best_pooled(safe, tokenizer, asked, **how) == [safe[alone[1] > alone[0]]]
+    assert [[tag for tag, _ in pairs] for pairs in read] == [[False], [True, True]]
+    assert best_pooled([entry(low)], tokenizer, None, **how) == [entry(low)]
 
 
 def test_unusable_answers_are_no_targets_however_they_score(tokenizer, rewards):
