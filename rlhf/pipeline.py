@@ -118,6 +118,7 @@ def run_recipe(
     locked_to: bool = False,
     origins: Mapping[str, str] | None = None,
     arguments: Sequence[str] = (),
+    report: bool = True,
     say: Say = print,
 ) -> Outcome:
     """Bring the steps that `stage` selects (all without it) up to date, in order, then write the report.
@@ -169,7 +170,8 @@ def run_recipe(
             made.append(step.name)
             say(f"{step.name:<{width}}  done  in {duration(manifest['seconds'])}")
             stop.leave(step.name)
-        return Outcome(tuple(made), tuple(skipped), _report(run_dir, recipe, steps, origins, fresh=bool(made)))
+        written = _report(run_dir, recipe, steps, origins, fresh=bool(made)) if report else None
+        return Outcome(tuple(made), tuple(skipped), written)
 
 
 def _stale_inputs(chosen: Sequence[Step], steps: Sequence[Step], recipe: Recipe, run_dir: Path) -> Iterator[str]:

@@ -40,7 +40,8 @@ def run(job: Job) -> None:
     for folder in e.policies.values():
         require_fit(folder, prompts, e.tokenizer, longest=job.config.max_new_tokens)
     measured = stored_results(reward_artefacts[-1]) if reward_artefacts else {}
-    results: dict[str, Any] = {"reward_models": across_rounds(e, reward_artefacts), "policies": {}}
+    rounds = across_rounds(e, reward_artefacts) if job.config.across_rounds else {}
+    results: dict[str, Any] = {"reward_models": rounds, "policies": {}}
     if prompts:
         results["policies"], replies = measure_policies(e, prompts)
         results |= best_of_curves(e) | {"samples": side_by_side(replies, job.config.samples)}

@@ -26,8 +26,9 @@ class Arm:
 def measured(*policies: str, less: tuple[str, ...]) -> tuple[str, ...]:
     """Evaluation of these policies, with settings that leave most of it out."""
     named = ", ".join(f"{{name: {policy}}}" for policy in policies)
-    never = ("best_of_prompts=2", "best_of_samples=1", "temperatures=[1.0]", "attention=0", "diversity_prompts=0")
-    return (f"evaluate.policies=[{named}]", *(f"evaluate.{setting}" for setting in (*never, *less)))
+    curves = ("best_of_prompts=2", "best_of_samples=1", "temperatures=[1.0]")
+    never = ("attention=0", "diversity_prompts=0", "across_rounds=false")
+    return (f"evaluate.policies=[{named}]", *(f"evaluate.{setting}" for setting in (*curves, *never, *less)))
 
 
 def only(*policies: str) -> tuple[str, ...]:
@@ -51,8 +52,13 @@ COMBINATIONS = WORD_INSTRUCTIONS[::3]
 """Four words to start and four others to end with; each word is left in the other position, each position to others."""
 LOOKING = ("gatt.target_modules=[q_proj, k_proj]", "gatt.replay_share=0.25")
 """Queries and keys learn alone: where to look, not what to say; beside one row in four that is replayed, not in two."""
-UNCHECKED = ("gatt.check_targets=false", *only_turns("gatt", dialogues=96))
-"""Targets are the best by the reward models alone, as in the paper; with loss on all answers no other way is there."""
+UNCHECKED = ("gatt.check_targets=false", "gatt.dialogues=120", *only_turns("gatt", dialogues=96))
+"""Targets are the best by the reward models alone, as in the paper; with loss on all answers no other way is there.
+
+Half of the run's conversations: these two are held against one another.
+"""
+BRIEF = ("ppo.iterations=30", "ppo.heldout_prompts=150", *only("gatt", "ppo"))
+"""A third of the run's PPO, for what is to be seen early: these arms are held against one that is as brief."""
 SMALL = ("model.hidden_size=64", "model.intermediate_size=176")
 DISTILLED = (
     # From SFT: the policy has to heed a preprompt, and rejection sampling starts from a base that has read none.
@@ -67,7 +73,7 @@ ARMS: Mapping[str, Arm] = {
     "small": Arm(("base", "sft"), SMALL),
     "cautious": Arm(("sft", "preferences-1", "reward-1"), DISTILLED),
     "changing": Arm(("gatt", "evaluate"), ("gatt.change_share=0.7", "gatt.dialogues=320", "gatt.epochs=4",
-                                           *only_turns("gatt", changes=64))),
+                                           *only_turns("gatt", changes=128))),
     "combinations": Arm(("gatt", "evaluate"), without(COMBINATIONS)),
     "looking": Arm(("gatt", "evaluate"), (*LOOKING, *without(COMBINATIONS), "evaluate.prompts=400")),
     "no-roles": Arm(("gatt", "evaluate"), without(ROLE_INSTRUCTIONS)),
@@ -91,13 +97,16 @@ ARMS: Mapping[str, Arm] = {
     "no-refresh": Arm(("rejection-2", "rejection-3", "evaluate"),
                       ("refresh=false", *only("rejection-1", "rejection-2", "rejection-3"))),
     "no-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0", *only("gatt", "ppo"))),
-    "small-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0.05", *only("gatt", "ppo"))),
-    "helpfulness-only": Arm(("ppo", "evaluate"), ("ppo.combine=helpfulness", *only("gatt", "ppo"))),
-    "ten-times": Arm(("ppo", "evaluate"), only("gatt", "ppo"), times=10),
-    "raw": Arm(("ppo", "evaluate"), only("gatt", "ppo"), whitened=False),
-    "raw-ten-times": Arm(("ppo", "evaluate"), only("gatt", "ppo"), times=10, whitened=False),
-    "general": Arm(("reward-3", "evaluate"),
-                   ("reward.helpfulness_share=0.5", *only("sft", "rejection-3", "gatt", "ppo"))),
+    "brief": Arm(("ppo", "evaluate"), BRIEF),
+    "small-kl": Arm(("ppo", "evaluate"), ("ppo.kl_coef=0.05", *BRIEF)),
+    "helpfulness-only": Arm(("ppo", "evaluate"), ("ppo.combine=helpfulness", *BRIEF)),
+    "ten-times": Arm(("ppo", "evaluate"), BRIEF, times=10),
+    "raw": Arm(("ppo", "evaluate"), BRIEF, whitened=False),
+    "raw-ten-times": Arm(("ppo", "evaluate"), BRIEF, times=10, whitened=False),
+    "general": Arm(("reward-1", "evaluate"),
+                   # One that the first round's pairs made reads what the last round's policies say.
+                   ("rounds=1", "reward.helpfulness_share=0.5", *only(),
+                    "evaluate.policies=[{name: sft}, {name: rejection-3, path: '{run}/rejection-3'}, {name: ppo}]")),
     "generic": Arm(("distill", "evaluate"), (*DISTILLED, "distill.preprompt=generic"), like="cautious"),
     "category": Arm(("distill", "evaluate"), DISTILLED, like="cautious"),
     "unselected": Arm(("distill", "evaluate"), (*DISTILLED, "distill.keep=all"), like="cautious"),

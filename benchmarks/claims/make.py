@@ -62,7 +62,7 @@ def make(name: str, run: Path, out: Path, settings: list[str]) -> None:
     recipe = Recipe.model_validate(merge(made_with, dict(split(setting) for setting in given)))
     begin(folder, arm, recipe, folder_of(arm.like or "run", run, out), run)
     with scores(arm.times, whitened=arm.whitened):
-        pipeline.run_recipe(recipe, folder, stage=",".join(arm.again))
+        pipeline.run_recipe(recipe, folder, stage=",".join(arm.again), report=False)
 
 
 def make_run(run: Path, settings: list[str]) -> None:

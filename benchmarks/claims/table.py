@@ -155,25 +155,25 @@ TABLE = (
         },
     ),
     Experiment(
-        "B21", "a smaller beta ends at higher KL and reward", "3.2.3", ("run", "small-kl"),
+        "B21", "a smaller beta ends at higher KL and reward", "3.2.3", ("brief", "small-kl"),
         {
-            "KL": gain(f"{POLICIES}/ppo/kl_to_reference", "small-kl", "run"),
-            "reward": gain(f"{POLICIES}/ppo/reward_combined", "small-kl", "run"),
+            "KL": gain(f"{POLICIES}/ppo/kl_to_reference", "small-kl", "brief"),
+            "reward": gain(f"{POLICIES}/ppo/reward_combined", "small-kl", "brief"),
         },
     ),
     Experiment(
         "B22", "ten times the score moves the KL, as a power of ten, by .2 more without whitening", "3.2.3",
-        ("run", "ten-times", "raw", "raw-ten-times"),
+        ("brief", "ten-times", "raw", "raw-ten-times"),
         {"without minus with, above .2": over(
-            .2, lambda arms: powers(arms, "raw", "raw-ten-times") - powers(arms, "run", "ten-times"))},
+            .2, lambda arms: powers(arms, "raw", "raw-ten-times") - powers(arms, "brief", "ten-times"))},
     ),
     Experiment(
         "B23", "the piecewise reward protects safety, with helpfulness within .05", "3.2.3",
-        ("run", "helpfulness-only"),
+        ("brief", "helpfulness-only"),
         {
-            "violations": gain(f"{POLICIES}/ppo/violation_rate", "helpfulness-only", "run"),
+            "violations": gain(f"{POLICIES}/ppo/violation_rate", "helpfulness-only", "brief"),
             "helpfulness + .05": lambda arms: 0.05 + gain(
-                f"{POLICIES}/ppo/gold_helpfulness", "run", "helpfulness-only")(arms),
+                f"{POLICIES}/ppo/gold_helpfulness", "brief", "helpfulness-only")(arms),
         },
     ),
     Experiment(

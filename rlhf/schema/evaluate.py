@@ -46,4 +46,5 @@ class EvaluateConfig(Combine):
     diversity_temperatures: tuple[Rate, ...] = ours(
         (0.1, 0.5, 1.0, 1.5), "temperatures of those answers", "four of the paper's 0.1 to 1.5", min_length=2
     )
+    across_rounds: bool = ours(True, "whether reward models of all rounds are held against the newest pairs (3.2.1)")
     samples: Positive = ours(12, "prompts shown in the report across all policies")

@@ -266,9 +266,9 @@ def test_the_arm_that_is_said_to_win_has_to(name, path, up, down):
         ("B30", turns("no-roles", unseen_after={20: 0.1}, unseen_before={20: 0.5}), {}),
         ("B32", evaluated("run", gatt={"reward_combined": 0.95}, **{"rejection-3": {"reward_combined": 1.0}}), {}),
         ("B32", evaluated("run", gatt={"reward_combined": 0.85}, **{"rejection-3": {"reward_combined": 1.0}}), {}),
-        ("B23", evaluated("run", ppo={"violation_rate": 0.2, "gold_helpfulness": 0.9}),
+        ("B23", evaluated("brief", ppo={"violation_rate": 0.2, "gold_helpfulness": 0.9}),
          evaluated("helpfulness-only", ppo={"violation_rate": 1.0, "gold_helpfulness": 0.93})),
-        ("B23", evaluated("run", ppo={"violation_rate": 0.2, "gold_helpfulness": 0.9}),
+        ("B23", evaluated("brief", ppo={"violation_rate": 0.2, "gold_helpfulness": 0.9}),
          evaluated("helpfulness-only", ppo={"violation_rate": 1.0, "gold_helpfulness": 0.96})),
     ],
 )  # fmt: skip
