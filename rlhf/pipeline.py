@@ -121,7 +121,7 @@ def run_recipe(
     report: bool = True,
     say: Say = print,
 ) -> Outcome:
-    """Bring the steps that `stage` selects (all without it) up to date, in order, then write the report.
+    """Bring the steps that `stage` selects (all without it) up to date, in order, then write the `report`.
 
     Only one process may write to `run_dir`. Interrupted at any point, finished steps stay, half a step never counts,
     and the next run goes on from its last save; if that is damaged, from the one before, or with `strict` not at all.

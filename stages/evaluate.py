@@ -40,8 +40,7 @@ def run(job: Job) -> None:
     for folder in e.policies.values():
         require_fit(folder, prompts, e.tokenizer, longest=job.config.max_new_tokens)
     measured = stored_results(reward_artefacts[-1]) if reward_artefacts else {}
-    rounds = across_rounds(e, reward_artefacts) if job.config.across_rounds else {}
-    results: dict[str, Any] = {"reward_models": rounds, "policies": {}}
+    results: dict[str, Any] = {"reward_models": across_rounds(e, reward_artefacts), "policies": {}}
     if prompts:
         results["policies"], replies = measure_policies(e, prompts)
         results |= best_of_curves(e) | {"samples": side_by_side(replies, job.config.samples)}
@@ -79,6 +78,8 @@ def stored_results(artefact: Path) -> dict[str, Any]:
 
 def across_rounds(e: Evaluation, artefacts: tuple[Path, ...]) -> dict[str, Any]:
     """What only several rounds show: how ratings drift (Fig 25), and how fast a reward model grows stale (3.2.1)."""
+    if not e.job.config.across_rounds:
+        return {}
     rounds, found = e.job.every("preferences"), {}
     for domain in DOMAINS if e.judged_by is not None and rounds else ():
         tests = [feed.stored(path / f"{domain}.test.jsonl", Preference) for path in rounds]

@@ -31,14 +31,12 @@ def run(job: Job) -> None:
     tokenizer = load_tokenizer(newest)
     require_fit(newest, prompts, tokenizer, longest=config.max_new_tokens)
     rewards = RewardModels.load(job.one("reward"), job.recipe.model, reads=tokenizer)
-    known: Known = {}
-    if config.pool_from is None:
-        known = sample_round(job, tokenizer, rewards, prompts)
-    else:
-        borrow_round(job)
+    (job.out / "pool.jsonl").unlink(missing_ok=True)  # of a killed try, perhaps with other settings; made anew below
+    known = sample_round(job, tokenizer, rewards, prompts) if config.pool_from is None else borrow_round(job)
 
     pool = [entry for path in [*earlier(job), job.out] for entry in pools.read(path / "pool.jsonl").entries]
     best = best_pooled(pool, tokenizer, rewards, safety_threshold=config.safety_threshold, known=known)
+    del known  # of 200,000 answers it weighs gigabytes
     if not best:
         empty = sum(not entry.completion for entry in pool)
         cut = len(pool) - empty
@@ -78,8 +76,11 @@ def sample_round(job: Job, tokenizer, rewards: RewardModels, prompts: list[Promp
     return {(s.prompt.is_safety, s.row): score for s, score in zip(samples, spread, strict=True)}
 
 
-def borrow_round(job: Job) -> None:
-    """Distillation: this round's samples are those that a larger model drew in the same round of another run."""
+def borrow_round(job: Job) -> Known:
+    """Distillation: this round's samples are those that a larger model drew in the same round of another run.
+
+    What its reward models said of them is not what this run's say.
+    """
     source = Path(job.config.pool_from).expanduser() / job.name / "pool.jsonl"
     if not source.is_file():
         raise MissingError(
@@ -93,6 +94,7 @@ def borrow_round(job: Job) -> None:
     count = pools.append(job.out / "pool.jsonl", pools.read(source).entries)
     job.track.say(f"{count:,} samples of {source}")
     job.write_results({"pool_from": str(source), "borrowed": count})  # "samples" are rows to show
+    return {}
 
 
 def check_ends(job: Job, samples: list[Sample]) -> None:

@@ -193,6 +193,13 @@ def test_seeds_differ_by_step_and_purpose_and_follow_the_recipe(world):
 # --- run and skip ---
 
 
+def test_a_report_that_nobody_asked_for_is_not_written(world):
+    outcome = world.run(report=False)
+    assert list(outcome.made) == ALL
+    assert outcome.report is None
+    assert not (world.run_dir / "report.html").exists()
+
+
 def test_the_whole_recipe_runs_in_order_then_nothing_does(world):
     outcome = world.run()
     assert list(outcome.made) == ALL == world.events("done")

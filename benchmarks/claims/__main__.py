@@ -13,8 +13,9 @@ import json
 import os
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +132,24 @@ async def settle(experiment: Experiment, needed: Sequence[asyncio.Task[None]], o
         seed = as_made(run, Recipe(run=run.name)).seed
         reports[seed] = {arm: results(folder_of(arm, run, options.out)) for arm in experiment.arms}
     runs = {str(run): newest(run) for run in options.runs}
-    found = judge(experiment, reports) | {"runs": runs if experiment.arms else {}}
-    # A verdict on other runs, or on these before they were made again, is none on these.
-    earlier = read(options.out / "report.json").items()
-    verdicts = {name: old for name, old in earlier if old.get("runs") in ({}, runs)} | {experiment.id: found}
-    write(options.out, {known.id: verdicts[known.id] for known in TABLE if known.id in verdicts}, list(runs))
+    found = judge(experiment, reports) | of_what(experiment, runs)
+    # A verdict on other runs or arms, or on these before they were made again, is none on these.
+    earlier = read(options.out / "report.json") | {experiment.id: found}
+    kept = {}
+    for known in TABLE:
+        if known.id in earlier and earlier[known.id] == earlier[known.id] | of_what(known, runs):
+            kept[known.id] = earlier[known.id]
+    write(options.out, kept, list(runs))
     print(f"{experiment.id}: {WORDS[found['holds']]}: {found['claim']}. {found['figure']} ({found['evidence']})")
+
+
+def of_what(experiment: Experiment, runs: Mapping[str, str | None]) -> dict[str, Any]:
+    """What a verdict is on: the runs, each with its newest step, and the arms with their settings."""
+    if not experiment.arms:
+        return {"runs": {}, "arms": {}}
+    names = {*experiment.arms, *(ARMS[name].like for name in experiment.arms)} - {""}
+    arms: dict[str, Any] = json.loads(json.dumps({name: asdict(ARMS[name]) for name in sorted(names)}))
+    return {"runs": runs, "arms": arms}
 
 
 def newest(run: Path) -> str | None:

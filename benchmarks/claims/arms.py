@@ -80,7 +80,7 @@ ARMS: Mapping[str, Arm] = {
     "all-answers": Arm(("gatt", "evaluate"), (*UNCHECKED, "gatt.train_on=all_answers")),
     "unchecked": Arm(("gatt", "evaluate"), UNCHECKED),
     "scaling": Arm(("scaling",), ("stages=[base, sft, preferences, reward, rejection, scaling]",)),
-    "steady": Arm(("evaluate",), only_turns("rejection-3", "gatt", dialogues=96, changes=64)),
+    "steady": Arm(("evaluate",), only_turns("rejection-3", "gatt", dialogues=96, changes=128)),
     "no-margin": Arm(("reward-1",), ("reward.margin=none",)),
     "large-margin": Arm(("reward-1",), ("reward.margin=large",)),
     "no-safety-loss": Arm(("reward-1",), ("reward.safety_loss_coef=0",)),

@@ -80,6 +80,8 @@ def make_run(run: Path, settings: list[str]) -> None:
 def begin(folder: Path, arm: Arm, recipe: Recipe, *sources: Path) -> None:
     """Link what the arm's steps read and do not make, anew each time: the run may have changed since."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("report.html", "report.json"):  # left by an earlier version; of an arm there is no report now
+        (folder / name).unlink(missing_ok=True)
     steps = [step for step in pipeline.expand(recipe) if step.name in arm.again]
     for name in {name for step in steps for name in step.inputs} - set(arm.again):
         shutil.rmtree(folder / name, ignore_errors=True)

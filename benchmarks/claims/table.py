@@ -21,9 +21,11 @@ def gain(path: str, better: str = "run", worse: str = "run", other: str | None =
 
 
 def powers(arms: Arms, before: str, after: str) -> float:
-    """How many powers of ten lie between what two arms paid in KL."""
-    paid = (at(arms[arm], "evaluate/policies/ppo/kl_to_reference") for arm in (before, after))
-    return abs(math.log10(next(paid) / next(paid)))
+    """How many powers of ten lie between what two arms paid in KL; KeyError if one never left its reference."""
+    paid = [at(arms[arm], "evaluate/policies/ppo/kl_to_reference") for arm in (before, after)]
+    if min(paid) <= 0:
+        raise KeyError(f"a KL of {min(paid)}")
+    return abs(math.log10(paid[0] / paid[1]))
 
 
 def round_adds(number: int, arm: str) -> Callable[[Arms], float]:

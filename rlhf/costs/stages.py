@@ -91,7 +91,10 @@ class _Plan:
         return Bytes(activations=made)
 
     def tuning(self, config: Any, batch: int, length: int, *, predicted: float) -> Bytes:
-        """A step of fine-tuning. TRL's head makes a tile of logits at a time, where Triton is without copies of it."""
+        """A step of fine-tuning. TRL's head makes a tile of logits at a time, where Triton is without copies of it.
+
+        Few logits, on a CPU, are all made at once, with fewer copies (rlhf/training/row_trainer.py).
+        """
         tokens = self.micro(config, batch) * length * predicted
         heads = logits(self.shape, tokens=tokens, copies=8 if self.hardware.cpu else 1, most=TILE)
         return self.step(config, batch, length, heads=heads)

@@ -224,7 +224,7 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _known_ids(tokenizer: PreTrainedTokenizerBase, size: int, text: str) -> array[int]:
     """The ids of a text, by a tokenizer that had so many tokens; a dialogue of twenty turns asks for its first often.
 
-    Four bytes a token: a list of ints would have nine times as many.
+    Four bytes a token beside the text itself: a list of ints would have nine times as many.
     """
     # verbose=False: it would warn of what is longer than the context, which is refused by us, or cut.
     return array("i", tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

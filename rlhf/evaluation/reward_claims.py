@@ -103,7 +103,8 @@ def older_models_are_stale(models: Mapping[str, Any]) -> Claim:
         )
         held.append(lost["interval"][0] > 0 and gain["interval"][0] > 0)
     if not figures:
-        return untestable(claim, "needs two rounds of preferences and reward models, with rated pairs")
+        needs = "needs two rounds of preferences and reward models, with rated pairs, and evaluate.across_rounds"
+        return untestable(claim, needs)
     evidence = "held-out pairs; 95% intervals, paired for the new model; holds if both models lose and both are mended"
     return verdict(all(held), claim, "; ".join(figures), evidence)
 
@@ -126,7 +127,7 @@ def ratings_drift(models: Mapping[str, Any]) -> Claim:
     claim = "pairs grow closer from round to round"
     found = {name: model["rating_drift"] for name, model in models.items() if "rating_drift" in model}
     if not found:
-        return untestable(claim, "needs two rounds of rated pairs")
+        return untestable(claim, "needs two rounds of rated pairs, and evaluate.across_rounds")
     drifts = all(d["significantly"]["interval"][1] < 0 < d["negligibly"]["interval"][0] for d in found.values())
     figure = "; ".join(
         f"{name}: significantly {shown(d['significantly'])}, negligibly {shown(d['negligibly'])}"

@@ -1,1 +1,1 @@
-"""Training by gradient descent: TRL's trainers behind one door, stopped before a number that is not finite."""
+"""Training by gradient descent: TRL's trainers behind their door, stopped before a number that is not finite."""

@@ -57,7 +57,7 @@ def best_pooled(
     """Per prompt the best that can be a target, if any; all are scored by these models, so that rounds compare.
 
     Args:
-        known: what these very models said already.
+        known: what these very models said already, at this threshold.
     """
     rows = [
         (e.is_safety, (*encode_prompt(tokenizer, e.prompt), *encode_completion(tokenizer, e.completion)))

@@ -46,19 +46,19 @@ class RowTrainer(ResumableTrainer, SFTTrainer):
         """The mean loss over the step's labelled tokens, wherever they are.
 
         TRL's head makes logits in pieces, a second time in the backward pass, and on a CPU for tokens without loss,
-        too: a sixth of a step of `base`, more of others. Where rows are laid end to end (a CPU) and the step's logits
-        are few, the model makes them itself, once, where there is loss.
+        too: a fifth of a step. Where rows are laid end to end (a CPU) and the step's logits are few, the model makes
+        them itself, once, where there is loss.
         """
         inputs = dict(documents(self.model.base_model, inputs))
-        # Of all processes together, so that all go the same way: each way has collectives of its own.
-        logits = float("inf") if num_items_in_batch is None else num_items_in_batch * self.model.config.vocab_size
-        if "cu_seq_lens_q" not in inputs or logits > FEW_LOGITS or return_outputs:
+        # The tokens of all processes count, so that all go the same way: each way has collectives of its own.
+        end_to_end = "cu_seq_lens_q" in inputs and num_items_in_batch is not None and not return_outputs
+        if not end_to_end or num_items_in_batch * self.model.config.vocab_size > FEW_LOGITS:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         where = (inputs["labels"][0, 1:] != IGNORED).nonzero()[:, 0]
         targets = inputs["labels"][:, where + 1]
         read = {"logits_to_keep": where, "labels": targets, "shift_labels": targets, "use_cache": False}
-        loss, made = Trainer.compute_loss(self, model, inputs | read, True, num_items_in_batch)
-        self._note_predictions(made.logits.detach(), targets)
+        loss, made = Trainer.compute_loss(self, model, inputs | read, True, num_items_in_batch.clamp(min=1))
+        self._note_predictions(made.logits.detach().float(), targets)
         return loss
 
     def _note_predictions(self, logits: Tensor, targets: Tensor) -> None:

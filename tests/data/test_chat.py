@@ -131,6 +131,21 @@ def test_prompt_and_completion_make_the_dialogue(request, name, system):
     assert len(prompt) + len(completion) == len(whole.input_ids)
 
 
+def test_ids_that_are_kept_are_those_of_the_tokenizer_as_it_is(tokenizer):
+    """The same text, by another tokenizer and by one that has learned a word since it was asked."""
+    question = (Turn("user", "how do i open the door ?"),)
+    learning = copy.deepcopy(tokenizer)
+    known = [encode_prompt(each, question) for each in (tokenizer, learning)]
+    assert known[0] == known[1]
+    learning.add_tokens(["open the"])
+    changed = encode_prompt(learning, question)
+    text = "[INST] how do i open the door ? [/INST]"
+    assert changed == [learning.bos_token_id, *learning(text, add_special_tokens=False)["input_ids"]] != known[0]
+    assert encode_prompt(tokenizer, question) == known[0]
+    changed.append(-1)  # what is handed out is nobody else's
+    assert encode_prompt(learning, question) == changed[:-1]
+
+
 def test_owned_text_is_the_answer_the_blank_and_eos(tokenizer):
     encoded = encode_dialogue(tokenizer, turns("a", "b c", "d", "e f", system="s"))
     owned = {turn: [] for turn in (-1, 2, 4)}

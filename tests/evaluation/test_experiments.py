@@ -455,6 +455,15 @@ def test_a_verdict_on_runs_that_were_made_again_since_is_dropped(toys, tmp_path)
     assert list(runner.read(place)) == ["Y"]
 
 
+def test_a_verdict_on_arms_with_other_settings_is_dropped(toys, tmp_path, monkeypatch):
+    """Also of an arm that comes before one of its own."""
+    place = tmp_path / "claims" / "report.json"
+    toys(2)
+    monkeypatch.setitem(runner.ARMS, "first", Arm(("sft",), ("sft.epochs=3",)))
+    toys(2, only=["Y"])
+    assert list(runner.read(place)) == ["Y"]
+
+
 def test_where_an_arm_fails_the_others_stop_and_what_is_finished_is_kept(toys, tmp_path):
     with pytest.raises(RlhfError, match=r"tiny-[012]/second failed: its process ended with 1") as failed:
         toys(2, fails="second")

@@ -40,6 +40,13 @@ def test_every_rounds_models_meet_the_newest_pairs(job_of, tmp_path, saved, toke
         assert stale["on_its_own"]["n"] == 4
 
 
+def test_rounds_are_left_out_where_nobody_asks(job_of, tmp_path, saved, tokenizer):
+    models = (saved.reward("reward-1"), saved.reward("reward-2"))
+    rounds = [preferences(tmp_path / f"preferences-{number}", "better", "slightly") for number in (1, 2)]
+    job = job_of("evaluate", reads={"preferences*": rounds, "reward*": models}, across_rounds=False)
+    assert across_rounds(SimpleNamespace(job=job, judged_by=models[-1], tokenizer=tokenizer), models) == {}
+
+
 def test_one_round_has_nothing_to_compare(job_of, tmp_path, saved, tokenizer):
     models, rounds = (saved.reward("reward-1"),), [preferences(tmp_path / "preferences-1", "better")]
     job = job_of("evaluate", reads={"preferences*": rounds, "reward*": models})
