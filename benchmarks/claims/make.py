@@ -96,9 +96,21 @@ def folder_of(name: str, run: Path, out: Path) -> Path:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """What every step of a folder left: {step: its results}."""
+    """What every step of a folder left: {step: its results, and "heldout": what it last saw of held-out prompts}."""
     paths: Iterable[Path] = folder.glob("[!.]*/results.json")
-    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    return {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8")) | {"heldout": last_check(path.parent)}
+        for path in paths
+    }
+
+
+def last_check(step: Path) -> dict[str, float]:
+    """The newest held-out figures that a step logged, of the policy as it was then and not as it was kept."""
+    path = step / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    checks = [line for line in lines if '"heldout/' in line]
+    found: dict[str, float] = json.loads(checks[-1]) if checks else {}
+    return {name.removeprefix("heldout/"): value for name, value in found.items() if name.startswith("heldout/")}
 
 
 if __name__ == "__main__":

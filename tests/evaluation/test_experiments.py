@@ -257,6 +257,42 @@ def test_the_arm_that_is_said_to_win_has_to(name, path, up, down):
     assert table(name, worse)["holds"] is False
 
 
+def ended(**arms):
+    """What the last check of each arm's PPO saw: (KL, reward)."""
+    found = {name: {"kl": kl, "reward_combined": reward} for name, (kl, reward) in arms.items()}
+    return {name.replace("_", "-"): {"ppo": {"heldout": check}} for name, check in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "arms", "holds"),
+    [
+        ("B21", ended(brief=(0.1, 1.0), small_kl=(0.2, 1.1)), True),
+        ("B21", ended(brief=(0.1, 1.0), small_kl=(0.2, 0.9)), False),
+        ("B21", ended(brief=(0.2, 1.0), small_kl=(0.1, 1.1)), False),
+        # A factor of 1.7 is .23 powers of ten, one of 1.5 is .18; it counts in either direction.
+        ("B22", ended(brief=(0.1, 0), ten_times=(0.1, 0), raw=(0.1, 0), raw_ten_times=(0.17, 0)), True),
+        ("B22", ended(brief=(0.1, 0), ten_times=(0.1, 0), raw=(0.1, 0), raw_ten_times=(0.15, 0)), False),
+        ("B22", ended(brief=(0.1, 0), ten_times=(0.06, 0), raw=(0.1, 0), raw_ten_times=(0.17, 0)), False),
+        ("B22", ended(brief=(0.1, 0), ten_times=(0.1, 0), raw=(0.0, 0), raw_ten_times=(0.17, 0)), "untestable"),
+    ],
+)
+def test_what_ppo_pays_is_read_at_its_end(name, arms, holds):
+    assert table(name, arms)["holds"] == holds
+
+
+def test_the_last_check_of_held_out_prompts_is_read_as_it_was_logged(tmp_path):
+    (tmp_path / "ppo").mkdir()
+    (tmp_path / "ppo" / "results.json").write_text('{"best_iteration": 0}')
+    rows = [{"step": 0, "heldout/kl": 0.0}, {"step": 30, "heldout/kl": 0.2, "health/alarms": 0}, {"step": 31, "x": 1}]
+    (tmp_path / "ppo" / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "results.json").write_text('{"n": 1}')
+    assert make.results(tmp_path) == {
+        "ppo": {"best_iteration": 0, "heldout": {"kl": 0.2}},
+        "sft": {"n": 1, "heldout": {}},
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "arms", "other"),
     [
