@@ -1,6 +1,7 @@
 """Every claim with its arms, its effect and the least that counts, said before the seeds that judge it were run.
 
-The recipe was made on seeds 0 to 2, on which these claims were looked at, too; so no verdict is of them (LOG.md).
+The recipe was made on seeds 0 to 2, on which these claims were looked at, too; so no verdict is of them (LOG.md). What
+was changed after others had been looked at stands in benchmarks/claims.md.
 """
 
 from __future__ import annotations
@@ -315,7 +316,7 @@ TABLE = (
         shares={"followed at turn 20": dialogues("combinations", "unseen_after", 20, above=KEPT)},
     ),
     Experiment(
-        # Made on seeds 3 and 4 (LOG.md): seeds 5 to 7 judge it.
+        # Made on seeds 3 and 4 (LOG.md): only others can judge it.
         "looking",
         "so they are where queries and keys learn alone, beside half as many replayed answers; single prompts do not"
         " lose .1 of the reward, nor gold quality", "3.3",
