@@ -92,7 +92,9 @@ def draw_claims(found: Mapping[str, Any], runs: Sequence[str]) -> str:
     """A page of its own: the verdicts over several runs."""
     rows = claims(found)
     counts = Counter(row["verdict"] for row in rows)
-    headline = ", ".join(f"{counts[words]} {words}" for words in VERDICTS.values() if counts[words])
+    several = {"holds": "hold", "does not hold": "do not hold"}
+    said = {words: several.get(words, words) if count > 1 else words for words, count in counts.items()}
+    headline = ", ".join(f"{counts[words]} {said[words]}" for words in VERDICTS.values() if counts[words])
     return pages().get_template("claims.html.j2").render(claims=rows, runs=runs, headline=headline)
 
 

@@ -25,6 +25,7 @@ from rlhf.evaluation.experiments import Experiment, Share, at, judge, least_shar
 from rlhf.microworld.dialogues import LISTS
 from rlhf.microworld.instructions import STYLE_WORDS
 from rlhf.planning.steps import expand
+from rlhf.reporting.page import draw_claims
 from rlhf.schema import Recipe
 
 
@@ -477,6 +478,16 @@ def test_every_arm_of_every_run_is_made_once_after_what_it_is_made_from(toys, tm
     assert sorted(toys(jobs)) == sorted([*verdicts, *(f"{name}  skip" for name in ended)])
     assert (tmp_path / "claims" / "report.json").read_text() == report
     assert list(json.loads(report)["claims"]) == ["X", "Y"]
+
+
+def test_the_page_counts_verdicts_in_words(toys, tmp_path):
+    toys(2)
+    page = (tmp_path / "claims" / "claims.html").read_text()
+    assert "1 holds, 1 not tested" in page
+    claim = {"claim": "c", "holds": True, "figure": "f", "evidence": "e"}
+    several = {"X": claim, "Y": claim, "Z": claim | {"holds": False}}
+    assert "2 hold, 1 does not hold" in draw_claims(several, ["a"])
+    assert "1 holds, 2 do not hold" in draw_claims(several | {"Y": claim | {"holds": False}}, ["a"])
 
 
 def test_a_verdict_on_runs_that_were_made_again_since_is_dropped(toys, tmp_path):
