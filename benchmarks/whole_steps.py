@@ -56,7 +56,7 @@ class Place(NamedTuple):
 
 TUNED = ("base", "sft", "rejection-2", "distill", "gatt", "scaling")
 LOSS = [
-    *(Place(step, "trl:SFTTrainer.compute_loss", 2) for step in TUNED),
+    *(Place(step, "rlhf.training.row_trainer:RowTrainer.compute_loss", 2) for step in TUNED),
     Place("reward-2", "rlhf.training.trainers:ranking_loss"),
     Place("ppo", "stages.ppo:policy_loss"),
     Place("ppo", "stages.ppo:value_loss"),

@@ -148,14 +148,14 @@ def test_another_engine_goes_on_from_a_whole_save_of_the_trainer_and_is_refused_
 
 POISON = """
 import os
-from trl import SFTTrainer
-real, calls = SFTTrainer.compute_loss, []
+from rlhf.training.row_trainer import RowTrainer
+real, calls = RowTrainer.compute_loss, []
 def poisoned(*arguments, **named):
     calls.append(1)
     loss = real(*arguments, **named)
     return loss * float("nan") if len(calls) == 5 and not isinstance(loss, tuple) else loss
 if os.environ["RANK"] == "1":
-    SFTTrainer.compute_loss = poisoned
+    RowTrainer.compute_loss = poisoned
 """
 
 
