@@ -25,6 +25,7 @@ from rlhf import pipeline
 from rlhf.config import load, merge, split
 from rlhf.errors import MissingError, RlhfError
 from rlhf.provenance.manifests import as_made, manifests
+from rlhf.report import metric_rows
 from rlhf.schema import Recipe
 
 DONE = "-- this arm is made --"
@@ -80,8 +81,6 @@ def make_run(run: Path, settings: list[str]) -> None:
 def begin(folder: Path, arm: Arm, recipe: Recipe, *sources: Path) -> None:
     """Link what the arm's steps read and do not make, anew each time: the run may have changed since."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("report.html", "report.json"):  # left by an earlier version; of an arm there is no report now
-        (folder / name).unlink(missing_ok=True)
     steps = [step for step in pipeline.expand(recipe) if step.name in arm.again]
     for name in {name for step in steps for name in step.inputs} - set(arm.again):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -106,11 +105,9 @@ def results(folder: Path) -> dict[str, Any]:
 
 def last_check(step: Path) -> dict[str, float]:
     """The newest held-out figures that a step logged, of the policy as it was then and not as it was kept."""
-    path = step / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    checks = [line for line in lines if '"heldout/' in line]
-    found: dict[str, float] = json.loads(checks[-1]) if checks else {}
-    return {name.removeprefix("heldout/"): value for name, value in found.items() if name.startswith("heldout/")}
+    checks = [row for row in metric_rows(step) if "heldout/kl" in row]
+    found = checks[-1].items() if checks else ()
+    return {name.removeprefix("heldout/"): value for name, value in found if name.startswith("heldout/")}
 
 
 if __name__ == "__main__":

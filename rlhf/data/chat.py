@@ -31,6 +31,7 @@ SYS, END_SYS = "<<SYS>>\n", "\n<</SYS>>\n\n"
 TAGS = (INST, END_INST, SYS.strip(), END_SYS.strip())
 
 IGNORED = -100  # the label of a token that bears no loss
+SHORT = 500  # characters of a text whose ids are kept
 PADS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<unk>")  # tokens of others that may serve as padding
 
 # Written out for whoever serves the checkpoint. {% generation %} marks what transformers calls assistant tokens.
@@ -217,14 +218,15 @@ def _exchange(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list
 
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return _known_ids(tokenizer, len(tokenizer), text).tolist()
+    ids_of = _known_ids if len(text) <= SHORT else _known_ids.__wrapped__
+    return ids_of(tokenizer, len(tokenizer), text).tolist()
 
 
 @lru_cache(maxsize=2**14)
 def _known_ids(tokenizer: PreTrainedTokenizerBase, size: int, text: str) -> array[int]:
     """The ids of a text, by a tokenizer that had so many tokens; a dialogue of twenty turns asks for its first often.
 
-    Four bytes a token beside the text itself: a list of ints would have nine times as many.
+    Those of 16,384 short texts are kept, four bytes a token: some 45 MB if every letter is one.
     """
     # verbose=False: it would warn of what is longer than the context, which is refused by us, or cut.
     return array("i", tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

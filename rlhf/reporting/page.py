@@ -20,6 +20,7 @@ from rlhf.reporting.text import duration, percent, two_places
 FOLDER = Path(__file__).parent
 LONGEST_TEXT = 3000
 VERDICTS: Mapping[Any, str] = {True: "holds", False: "does not hold", "untestable": "not tested"}
+SEVERAL = ("hold", "do not hold", "not tested")
 
 
 def is_current(page: Path, report_text: str) -> bool:
@@ -92,9 +93,8 @@ def draw_claims(found: Mapping[str, Any], runs: Sequence[str]) -> str:
     """A page of its own: the verdicts over several runs."""
     rows = claims(found)
     counts = Counter(row["verdict"] for row in rows)
-    several = {"holds": "hold", "does not hold": "do not hold"}
-    said = {words: several.get(words, words) if count > 1 else words for words, count in counts.items()}
-    headline = ", ".join(f"{counts[words]} {said[words]}" for words in VERDICTS.values() if counts[words])
+    said = {one: one if counts[one] == 1 else several for one, several in zip(VERDICTS.values(), SEVERAL, strict=True)}
+    headline = ", ".join(f"{counts[one]} {words}" for one, words in said.items() if counts[one])
     return pages().get_template("claims.html.j2").render(claims=rows, runs=runs, headline=headline)
 
 

@@ -6,7 +6,6 @@ Ghost Attention and context distillation teach a policy one thing; beside it the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -52,7 +51,7 @@ def best_pooled(
     rewards: RewardModels,
     *,
     safety_threshold: float,
-    known: Known = MappingProxyType({}),
+    known: Known | None = None,
 ) -> list[PoolEntry]:
     """Per prompt the best that can be a target, if any; all are scored by these models, so that rounds compare.
 
@@ -62,14 +61,13 @@ def best_pooled(
     rows = [
         (e.is_safety, (*encode_prompt(tokenizer, e.prompt), *encode_completion(tokenizer, e.completion)))
         for e in entries
-        if e.usable
     ]
-    if new := sorted({row for row in rows if row not in known}):
+    scores = dict(known or {})
+    if new := sorted({row for row, e in zip(rows, entries, strict=True) if e.usable} - scores.keys()):
         tags, asked = zip(*new, strict=True)
-        scores = rewards(asked, tags, safety_threshold=safety_threshold).combined.tolist()
-        known = {**known, **dict(zip(new, scores, strict=True))}
-    found = iter(rows)
-    ranked = [known[next(found)] if e.usable else float("-inf") for e in entries]
+        made = rewards(asked, tags, safety_threshold=safety_threshold).combined.tolist()
+        scores |= zip(new, made, strict=True)
+    ranked = [scores[row] if e.usable else float("-inf") for row, e in zip(rows, entries, strict=True)]
     return [entry for entry in pool.best(entries, ranked) if entry.usable]
 
 

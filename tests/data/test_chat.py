@@ -146,6 +146,15 @@ def test_ids_that_are_kept_are_those_of_the_tokenizer_as_it_is(tokenizer):
     assert encode_prompt(learning, question) == changed[:-1]
 
 
+def test_ids_of_long_texts_are_not_kept(tokenizer):
+    before = chat._known_ids.cache_info().misses
+    for words, asked in ((60, 0), (20, 1)):
+        text = "[INST] " + "open the " * words
+        ids = [chat._plain_ids(tokenizer, text) for _ in range(2)]
+        assert ids == [tokenizer(text, add_special_tokens=False)["input_ids"]] * 2
+        assert chat._known_ids.cache_info().misses == before + asked
+
+
 def test_owned_text_is_the_answer_the_blank_and_eos(tokenizer):
     encoded = encode_dialogue(tokenizer, turns("a", "b c", "d", "e f", system="s"))
     owned = {turn: [] for turn in (-1, 2, 4)}
