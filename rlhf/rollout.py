@@ -162,9 +162,10 @@ def _answered(engine: Engine, asked: Request) -> list[list[Completion]]:
         made = True
         found = engine.generate(asked)
         check_logprobs(found, asked.keys)
-        return [[astuple(completion) for completion in group] for group in found]
+        return [[(c.token_ids, c.logprobs, c.finish_reason) for c in group] for group in found]
 
-    found = kept(digest(astuple(asked)), make)
+    what = (asked.prompts, asked.keys, astuple(asked.sampling), asked.seed, asked.eos_token_id)
+    found = kept(digest(what), make)
     if not made and isinstance(engine, InProcess):
         engine.skip(asked)
     return [[Completion(tuple(tokens), tuple(logprobs), end) for tokens, logprobs, end in group] for group in found]

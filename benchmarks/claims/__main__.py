@@ -1,5 +1,7 @@
 """Run the claims over runs of several seeds: `make claims`, or `make claims CLAIMS=B2,B3 RUNS="runs/a runs/b runs/c"`.
 
+Unless claims are named these are the paper's; those of our own have the name `ours` together.
+
 Runs that are missing are made first, then the arms of every claim, on all cores: a process of one thread for each core.
 What is finished is not made again, and what was stopped is gone on with. A claim is judged as soon as its arms are
 there; verdicts go to runs/claims: report.json, claims.md and a page, claims.html.
@@ -21,7 +23,7 @@ from typing import Any
 
 from benchmarks.claims.arms import ARMS
 from benchmarks.claims.make import DONE, folder_of, results
-from benchmarks.claims.table import TABLE
+from benchmarks.claims.table import OURS, PAPERS, TABLE
 from rlhf.checkpoint import locked
 from rlhf.errors import RlhfError
 from rlhf.evaluation.experiments import Experiment, judge
@@ -35,7 +37,7 @@ WORDS = {True: "holds", False: "does not hold", "untestable": "untestable"}
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__)
-    parser.add_argument("claims", nargs="*", help="only these, by name: B2,B3")
+    parser.add_argument("claims", nargs="*", help="these, by name: B2,B3 or ours; the paper's")
     parser.add_argument("--runs", nargs="+", type=Path, default=[Path(f"runs/tiny-{seed}") for seed in (3, 4, 5)])
     parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="folder of arms and verdicts")
     parser.add_argument("--set", nargs="*", default=[], help="settings for all that is made: evaluate.dialogues=8")
@@ -43,10 +45,12 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="say what would be run, and stop")
     options = parser.parse_args()
     by_id = {experiment.id: experiment for experiment in TABLE}
-    names = [name for word in options.claims for name in word.split(",") if name]
+    groups = {"ours": [known.id for known in OURS], "all": list(by_id)}
+    named = [name for word in options.claims for name in word.split(",") if name]
+    names = [id for name in named for id in groups.get(name, [name])] or [known.id for known in PAPERS]
     if unknown := [name for name in names if name not in by_id]:
-        raise SystemExit(f"no claim {', '.join(unknown)}; claims: {', '.join(by_id)}")
-    chosen = [by_id[name] for name in names or by_id]
+        raise SystemExit(f"no claim {', '.join(unknown)}; claims: {', '.join([*by_id, *groups])}")
+    chosen = [by_id[name] for name in names]
     if options.list:
         for experiment in chosen:
             print(f"{experiment.id:<14}{experiment.claim}  [{', '.join(experiment.arms) or experiment.why_not}]")
@@ -83,11 +87,12 @@ async def workers(count: int, options: argparse.Namespace) -> AsyncIterator[asyn
     """Processes that make one arm after another: each loads its libraries once. They end with this block."""
     words = (*WORKER, "--out", options.out, "--set", *options.set)
     one = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    large_pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # where there are any: a few percent of the time
     free: asyncio.Queue[Process] = asyncio.Queue()
     # A session of its own: Ctrl-C reaches this process alone, which then asks the others to stop.
     started = [
         await asyncio.create_subprocess_exec(
-            *words, stdin=PIPE, stdout=PIPE, stderr=STDOUT, env=os.environ | one, start_new_session=True
+            *words, stdin=PIPE, stdout=PIPE, stderr=STDOUT, env=large_pages | os.environ | one, start_new_session=True
         )
         for _ in range(count)
     ]

@@ -86,7 +86,7 @@ OUTSIDE = f"{MODELS}/helpfulness/histogram/outside"
 HELP = f"{MODELS}/helpfulness/helpfulness/accuracy"
 SAFE = f"{MODELS}/safety/safety/by_safety"
 POLICIES = "evaluate/policies"
-TABLE = (
+PAPERS = (
     in_run("B1", "accuracy falls from significantly to negligibly better", "Table 8"),
     Experiment(
         "B2", "a margin raises accuracy on significantly better pairs", "Table 28",
@@ -284,6 +284,9 @@ TABLE = (
     ),
     cannot("B39", "adversarial dialogues violate more than single prompts", "Fig 18", "attacks have one turn here"),
     cannot("B40", "red teams find less from version to version", "4.3", "there is no red team here"),
+)  # fmt: skip
+"""What the paper claims (B1 to B40), by its own numbers in the small."""
+OURS = (
     Experiment(
         "changed", "an instruction changed half way is followed from there to the end (beyond the paper)",
         "3.3, future work", ("changing", "steady"),
@@ -334,3 +337,5 @@ TABLE = (
         },
     ),
 )  # fmt: skip
+"""What is asked of Ghost Attention beyond the paper."""
+TABLE = PAPERS + OURS

@@ -125,9 +125,9 @@ def in_depth(
 def swapped(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, gap: Tensor, *, context: int
 ) -> dict[str, Any]:
-    """The same pairs with their sides exchanged, in other batches: a score knows nothing of its pair (recipe S5)."""
+    """The same pairs with their sides exchanged, each by itself: a score knows nothing of its pair (recipe S5)."""
     ids = [side for pair in encoded(tokenizer, rows, context=context) for side in reversed(pair)]
-    again = score(model, ids, pad_token_id=tokenizer.pad_token_id, tokens_per_batch=2048).view(-1, 2)
+    again = score(model, ids, pad_token_id=tokenizer.pad_token_id, tokens_per_batch=1).view(-1, 2)
     other = again[:, 1] - again[:, 0]
     before = gap[: len(rows)]
     same = (other.sign() == before.sign()).double().mean().item()

@@ -15,15 +15,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self, get_args
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf.models.branches import PADDING, TRUNK, Ids, lay_out, shared_prefix, visible, work_of
 from rlhf.models.packing import sees_all
 from rlhf.models.score import pad_right, read_score, token_values
 
-PROMPT, CHOSEN, REJECTED, PADDING = range(4)
-Ids = Sequence[int]
+CHOSEN = TRUNK + 1
+"""The first branch of a pair's row; the rejected completion is the second."""
 Layout = Literal["two rows", "shared prompt"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
@@ -66,12 +66,6 @@ class Batching:
     """Of this layout, relative to two rows a pair."""
 
 
-def shared_prefix(chosen: Ids, rejected: Ids) -> int:
-    """How many ids two rows begin with in common; each keeps one of its own at least, where its score is read."""
-    most = min(len(chosen), len(rejected)) - 1
-    return next((i for i in range(most) if chosen[i] != rejected[i]), most)
-
-
 def length_of(chosen: Ids, rejected: Ids, layout: Layout) -> int:
     """The tokens of the pair's row, or of its longer one."""
     if layout == "two rows":
@@ -85,17 +79,7 @@ def collate(pairs: Sequence[tuple[Ids, Ids]], layout: Layout, *, pad_token_id: i
         rows = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
         ids, mask = pad_right(rows, pad_token_id=pad_token_id, device="cpu")
         return {"input_ids": ids, "attention_mask": mask}
-    width = max(length_of(*pair, layout) for pair in pairs)
-    ids = torch.full((len(pairs), width), pad_token_id, dtype=torch.long)
-    positions = torch.zeros_like(ids)
-    segments = torch.full_like(ids, PADDING)
-    for i, (chosen, rejected) in enumerate(pairs):
-        prefix, end = shared_prefix(chosen, rejected), len(chosen)
-        row = [*chosen, *rejected[prefix:]]
-        ids[i, : len(row)] = torch.tensor(row)
-        positions[i, : len(row)] = torch.tensor([*range(end), *range(prefix, len(rejected))])
-        segments[i, :prefix], segments[i, prefix:end], segments[i, end : len(row)] = PROMPT, CHOSEN, REJECTED
-    return {"input_ids": ids, "position_ids": positions, "segments": segments}
+    return lay_out([(shared_prefix(*pair), pair) for pair in pairs], pad_token_id=pad_token_id)
 
 
 def pair_scores(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -107,13 +91,8 @@ def pair_scores(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[T
     segments = inputs["segments"]
     seen = visible(segments)[:, None]
     values = token_values(model, inputs["input_ids"], seen, position_ids=inputs["position_ids"])
-    return read_score(values, segments <= CHOSEN).clone(), read_score(values, segments <= REJECTED).clone()
-
-
-def visible(segments: Tensor) -> Tensor:
-    """Who sees whom: [B, S] -> [B, S, S]. A token sees the prompt and its own side, as far as they came before it."""
-    query, key = segments[:, :, None], segments[:, None, :]
-    return ((key == query) | (key == PROMPT)).tril()
+    exists = segments != PADDING
+    return read_score(values, exists & (segments <= CHOSEN)).clone(), read_score(values, exists).clone()
 
 
 def tokens_of(inputs: Mapping[str, Tensor]) -> int:
@@ -137,13 +116,8 @@ def sizes_of(pairs: Iterable[Pair]) -> dict[Layout, Sizes]:
 def cheapest(
     model: PreTrainedModel, sizes: Mapping[Layout, Sizes], batches: Mapping[Layout, Iterable[Sequence[int]]]
 ) -> Batching:
-    """The layout with the least work by the lengths at hand, each with its own batches: the places of their pairs.
-
-    Work is counted in multiplications: a token passes every weight, and a query meets every key of its row.
-    """
-    config = model.config
-    per_token = sum(p.numel() for name, p in model.named_parameters() if "embed_tokens" not in name)
-    per_key = 2 * config.num_hidden_layers * config.hidden_size
+    """The layout with the least work by the lengths at hand, each with its own batches: the places of their pairs."""
+    work_of_row = work_of(model)
     work: dict[Layout, int] = {}
     counted: dict[Layout, tuple[int, int]] = {}
     for layout, parts in batches.items():
@@ -151,7 +125,7 @@ def cheapest(
         work[layout] = padded = 0
         for part in parts:
             width = max(widths[place] for place in part)
-            work[layout] += rows * len(part) * width * (per_token + width * per_key)
+            work[layout] += rows * len(part) * work_of_row(width)
             padded += rows * len(part) * width
         counted[layout] = (sum(sizes[layout].tokens), padded)
     able = [layout for layout in batches if layout == "two rows" or sees_all(model)]

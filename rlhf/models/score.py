@@ -18,8 +18,13 @@ from transformers import PreTrainedModel
 
 from rlhf.finite import require_finite
 from rlhf.models import packing
+from rlhf.models.branches import Tree, ends, lay_out, trees, visible, work_of
+from rlhf.models.packing import sees_all
 from rlhf.models.shared import whole
 from rlhf.processes.ranks import dealt
+
+TOGETHER, TOGETHER_ON_CPU = 8192, 2048
+"""Tokens that are scored at once. A CPU is fastest where what it makes of them stays in its caches."""
 
 
 def token_values(
@@ -76,39 +81,56 @@ def batches_by_length(lengths: Sequence[int], *, tokens: int) -> list[list[int]]
     return batches
 
 
+def read_scores(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], batch: Sequence[Tree], *, pad_token_id: int
+) -> list[float]:
+    """The scores of the rows of these trees, which all have a trunk, or none has."""
+    if not batch[0].trunk:
+        ids, mask = pad_right([rows[tree.first] for tree in batch], pad_token_id=pad_token_id, device=model.device)
+        return read_score(token_values(model, ids, mask), mask).tolist()
+    found = lay_out([(tree.trunk, rows[tree.first : tree.last]) for tree in batch], pad_token_id=pad_token_id)
+    ids, positions, segments = (found[name].to(model.device) for name in ("input_ids", "position_ids", "segments"))
+    values = token_values(model, ids, visible(segments)[:, None], position_ids=positions)
+    return values[ends(segments)].tolist()
+
+
 @torch.no_grad()
 def score(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
     *,
     pad_token_id: int,
-    tokens_per_batch: int = 8192,
+    tokens_per_batch: int | None = None,
     what: str = "a score",
 ) -> Tensor:
     """Score whole dialogues (prompt and completion ids): [N] logits, in the order given.
 
-    Equal rows are scored once; rows of similar length share a batch. Several processes share the batches.
+    Equal rows are scored once, and what rows begin with in common is read once where that is less work; rows of similar
+    length share a batch. Several processes share the batches.
 
     Raises:
         NonFiniteError: a score, called `what`, is no finite number; rows are named by their place.
     """
     model.eval()
+    size = tokens_per_batch or (TOGETHER_ON_CPU if model.device.type == "cpu" else TOGETHER)
     unique = sorted({tuple(row) for row in rows})
-    batches = batches_by_length([len(row) for row in unique], tokens=tokens_per_batch)
+    alone = [Tree(i, i + 1, 0, len(row)) for i, row in enumerate(unique)]
+    found = trees(unique, work_of(model), longest=size) if sees_all(model) else alone
+    batches = [
+        [kind[i] for i in batch]
+        for kind in ([t for t in found if t.trunk], [t for t in found if not t.trunk])
+        for batch in batches_by_length([t.tokens for t in kind], tokens=size)
+    ]
 
-    def work(share: Sequence[Sequence[int]]) -> list[list[float]]:
-        made = []
-        for batch in share:
-            ids, mask = pad_right([unique[i] for i in batch], pad_token_id=pad_token_id, device=model.device)
-            made.append(read_score(token_values(model, ids, mask), mask).tolist())
-        return made
+    def work(share: Sequence[Sequence[Tree]]) -> list[list[float]]:
+        return [read_scores(model, unique, batch, pad_token_id=pad_token_id) for batch in share]
 
     with whole(model):
-        scored = dealt(batches, work, cost=len)
-    found: dict[tuple[int, ...], float] = {}
+        scored = dealt(batches, work, cost=lambda batch: sum(tree.tokens for tree in batch))
+    known: dict[tuple[int, ...], float] = {}
     for batch, scores in zip(batches, scored, strict=True):
-        found.update(zip((unique[i] for i in batch), scores, strict=True))
-    made = torch.tensor([found[tuple(row)] for row in rows], dtype=torch.float32)
+        known.update(zip((row for tree in batch for row in unique[tree.first : tree.last]), scores, strict=True))
+    made = torch.tensor([known[tuple(row)] for row in rows], dtype=torch.float32)
     if not bool(torch.isfinite(made).all()):
         ids, mask = pad_right(rows, pad_token_id=pad_token_id, device="cpu")
         names = [str(i) for i in range(len(rows))]

@@ -58,10 +58,8 @@ def best_pooled(
     Args:
         known: what these very models said already, at this threshold.
     """
-    rows = [
-        (e.is_safety, (*encode_prompt(tokenizer, e.prompt), *encode_completion(tokenizer, e.completion)))
-        for e in entries
-    ]
+    prompts = {prompt: encode_prompt(tokenizer, prompt) for prompt in {e.prompt for e in entries}}
+    rows = [(e.is_safety, (*prompts[e.prompt], *encode_completion(tokenizer, e.completion))) for e in entries]
     scores = dict(known or {})
     if new := sorted({row for row, e in zip(rows, entries, strict=True) if e.usable} - scores.keys()):
         tags, asked = zip(*new, strict=True)

@@ -1,7 +1,5 @@
 """What is called an estimate, against the memory that torch takes for it; and numbers that stand in two places."""
 
-import inspect
-
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -18,7 +16,7 @@ from rlhf.functional.kl import exact_kl
 from rlhf.functional.logprobs import chosen_logprobs, entropy
 from rlhf.generation.fused import Fused, Joined
 from rlhf.models.packing import documents
-from rlhf.models.score import score
+from rlhf.models.score import TOGETHER
 
 SHAPE = Shape(500, 64, 176, 6, 4, 2, 16)
 ROWS, TOKENS = 8, 64
@@ -116,4 +114,4 @@ def test_the_copy_of_the_weights_that_decoding_makes(llama):
 def test_numbers_that_stand_in_two_places():
     assert rollout.LOGITS == LOGITS
     assert TOKEN_CHUNK_SIZE * _CHUNKED_LOGPROB_CHUNK_SIZE == TILE
-    assert inspect.signature(score).parameters["tokens_per_batch"].default == SCORED
+    assert TOGETHER == SCORED

@@ -438,8 +438,11 @@ def toys(tmp_path, monkeypatch, capfd):
     toy_arms = {"run": Arm(), "first": Arm(("sft",)), "second": Arm(("ppo",), like="first")}
     gained = {"gold": lambda reports: at(reports["second"], "ppo/gold") - at(reports["run"], "ppo/gold")}
     rises = Experiment("X", "it rises", "Fig 0", ("run", "second"), gained)
+    ours = Experiment("Z", "it may rise", "3.3", ("run", "first"), {"gold": lambda reports: 1.0})
     (tmp_path / "arm.py").write_text(TOY_ARM)
-    monkeypatch.setattr(runner, "TABLE", (rises, Experiment("Y", "none can tell", "Fig 1", why_not="it is dark")))
+    dark = Experiment("Y", "none can tell", "Fig 1", why_not="it is dark")
+    for name, table in (("TABLE", (rises, dark, ours)), ("PAPERS", (rises, dark)), ("OURS", (ours,))):
+        monkeypatch.setattr(runner, name, table)
     monkeypatch.setattr(runner, "ARMS", toy_arms)
     monkeypatch.setattr(make, "ARMS", toy_arms)
     monkeypatch.setattr(runner, "WORKER", (sys.executable, str(tmp_path / "arm.py")))
@@ -478,6 +481,20 @@ def test_every_arm_of_every_run_is_made_once_after_what_it_is_made_from(toys, tm
     assert sorted(toys(jobs)) == sorted([*verdicts, *(f"{name}  skip" for name in ended)])
     assert (tmp_path / "claims" / "report.json").read_text() == report
     assert list(json.loads(report)["claims"]) == ["X", "Y"]
+
+
+def test_ours_are_asked_for_by_that_name_and_all_by_theirs(toys, tmp_path):
+    place = tmp_path / "claims" / "report.json"
+    assert any(line.startswith("Z: ") for line in toys(2, only=["ours"]))
+    assert list(runner.read(place)) == ["Z"]
+    assert not (tmp_path / "claims" / "tiny-0" / "second").exists()
+    toys(2)
+    assert list(runner.read(place)) == ["X", "Y", "Z"]
+    place.unlink()
+    toys(2, only=["all"])
+    assert list(runner.read(place)) == ["X", "Y", "Z"]
+    with pytest.raises(SystemExit, match=r"no claim W; claims: X, Y, Z, ours, all"):
+        toys(2, only=["W"])
 
 
 def test_the_page_counts_verdicts_in_words(toys, tmp_path):

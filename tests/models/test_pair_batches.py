@@ -7,17 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.models.pair_batches import (
-    Pair,
-    cheapest,
-    collate,
-    length_of,
-    pair_scores,
-    shared_prefix,
-    sizes_of,
-    tokens_of,
-    visible,
-)
+from rlhf.models.branches import shared_prefix, visible
+from rlhf.models.pair_batches import Pair, cheapest, collate, length_of, pair_scores, sizes_of, tokens_of
 
 EOS, PAD = 1, 2
 
@@ -79,7 +70,7 @@ def test_the_other_completion_the_batch_and_the_side_are_not_seen(reward_model):
 
 def test_what_a_token_sees_by_hand():
     # prompt prompt chosen rejected padding
-    assert visible(torch.tensor([[0, 0, 1, 2, 3]]))[0].int().tolist() == [
+    assert visible(torch.tensor([[0, 0, 1, 2, -1]]))[0].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0],
@@ -92,7 +83,7 @@ def test_a_shared_row_by_hand():
     made = collate([([4, 5, 6, 1], [4, 5, 7, 8, 1]), ([4, 1], [9, 1])], "shared prompt", pad_token_id=PAD)
     assert made["input_ids"].tolist() == [[4, 5, 6, 1, 7, 8, 1], [4, 1, 9, 1, 2, 2, 2]]
     assert made["position_ids"].tolist() == [[0, 1, 2, 3, 2, 3, 4], [0, 1, 0, 1, 0, 0, 0]]
-    assert made["segments"].tolist() == [[0, 0, 1, 1, 2, 2, 2], [1, 1, 2, 2, 3, 3, 3]]
+    assert made["segments"].tolist() == [[0, 0, 1, 1, 2, 2, 2], [1, 1, 2, 2, -1, -1, -1]]
     assert tokens_of(made) == 11
     assert tokens_of(collate([([4, 5, 6, 1], [4, 5, 7, 8, 1])], "two rows", pad_token_id=PAD)) == 9
 
