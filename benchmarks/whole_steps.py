@@ -70,7 +70,7 @@ PLACES = {
         Place("base", "stages.base:from_scratch", 1),
         *(Place(step, "rlhf.models.load:_prepared", 1) for step in LOADED),
     ],
-    "score": [Place(step, "rlhf.models.score:read_score", 2) for step in SCORED],
+    "score": [Place(step, "rlhf.models.score:read_scores", 2) for step in SCORED],
     "log-probability": [
         *(Place(step, "rlhf.generation.transformers:choose", 40, 1) for step in ("preferences-2", *SCORED)),
         Place("ppo", "stages.ppo:completion_logprobs", 8),

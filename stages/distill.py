@@ -39,9 +39,9 @@ def run(job: Job) -> None:
     twice = Sampling(2, config.temperature, config.max_new_tokens)
     plain, other = zip(*sample(engine, tokenizer, prompts, twice, seed=job.seed_of("plain")), strict=True)
     distilled = [g[0] for g in sample(engine, tokenizer, cautious, once, seed=job.seed_of("under a preprompt"))]
-    before, after, apart = (
-        safety_scores(job, tokenizer, rewards, prompts, answers) for answers in (plain, distilled, other)
-    )
+    # In one call: an answer that stayed what it was has one score, and none that is higher by a last bit.
+    judged = safety_scores(job, tokenizer, rewards, 3 * prompts, [*plain, *distilled, *other])
+    before, after, apart = judged.chunk(3)
     kept = kept_rows(job, prompts, distilled, before, after)
     job.write_results({"distill": figures(before, after, apart, len(kept))})
     job.track.say(f"{len(kept):,} of {len(prompts):,} distilled answers kept")

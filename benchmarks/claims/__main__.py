@@ -37,7 +37,7 @@ WORDS = {True: "holds", False: "does not hold", "untestable": "untestable"}
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__)
-    parser.add_argument("claims", nargs="*", help="these, by name: B2,B3 or ours; the paper's")
+    parser.add_argument("claims", nargs="*", help="by name: B2,B3; ours or all; the paper's")
     parser.add_argument("--runs", nargs="+", type=Path, default=[Path(f"runs/tiny-{seed}") for seed in (3, 4, 5)])
     parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="folder of arms and verdicts")
     parser.add_argument("--set", nargs="*", default=[], help="settings for all that is made: evaluate.dialogues=8")
@@ -50,7 +50,7 @@ def main() -> int:
     names = [id for name in named for id in groups.get(name, [name])] or [known.id for known in PAPERS]
     if unknown := [name for name in names if name not in by_id]:
         raise SystemExit(f"no claim {', '.join(unknown)}; claims: {', '.join([*by_id, *groups])}")
-    chosen = [by_id[name] for name in names]
+    chosen = [by_id[name] for name in dict.fromkeys(names)]
     if options.list:
         for experiment in chosen:
             print(f"{experiment.id:<14}{experiment.claim}  [{', '.join(experiment.arms) or experiment.why_not}]")

@@ -81,9 +81,11 @@ def make_run(run: Path, settings: list[str]) -> None:
 def begin(folder: Path, arm: Arm, recipe: Recipe, *sources: Path) -> None:
     """Link what the arm's steps read and do not make, anew each time: the run may have changed since."""
     folder.mkdir(parents=True, exist_ok=True)
+    for step in folder.glob("[!.]*/"):
+        if step.name not in arm.again:  # also what an arm of this name once made, and does not any more
+            shutil.rmtree(step)
     steps = [step for step in pipeline.expand(recipe) if step.name in arm.again]
     for name in {name for step in steps for name in step.inputs} - set(arm.again):
-        shutil.rmtree(folder / name, ignore_errors=True)
         source = next((source / name for source in sources if (source / name / "manifest.json").exists()), None)
         if source is not None:
             shutil.copytree(source, folder / name, copy_function=os.link)

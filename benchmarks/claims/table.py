@@ -285,7 +285,7 @@ PAPERS = (
     cannot("B39", "adversarial dialogues violate more than single prompts", "Fig 18", "attacks have one turn here"),
     cannot("B40", "red teams find less from version to version", "4.3", "there is no red team here"),
 )  # fmt: skip
-"""What the paper claims (B1 to B40), by its own numbers in the small."""
+"""What the paper claims, B1 to B40, and what 3.2.1 says of fresh reward models."""
 OURS = (
     Experiment(
         "changed", "an instruction changed half way is followed from there to the end (beyond the paper)",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rlhf.schema import Recipe, Source
 
 
-SCORED = 8192
+SCORED, SCORED_ON_CPU = 8192, 2048
 """Tokens that a reward model reads at a time (rlhf/models/score.py)."""
 
 
@@ -124,7 +124,8 @@ class _Plan:
     def scoring(self, prompts: int, new: int, *, samples: int = 1, turns: float = 1) -> Bytes:
         """A reward model, whole then, reads the answers, some thousand tokens at a time."""
         length = int(min(turns * (self.hardware.prompt_tokens + new), self.recipe.model.max_length))
-        tokens, seen = min(prompts * samples * length / self.hardware.gpus, SCORED), length * (not self.hardware.cpu)
+        most, seen = (SCORED_ON_CPU, 0) if self.hardware.cpu else (SCORED, length)
+        tokens = min(prompts * samples * length / self.hardware.gpus, most)
         made = reading(self.shape, self.recipe.model, tokens=tokens, seen=seen)
         return self.whole(self.scored()) + Bytes(activations=made)
 

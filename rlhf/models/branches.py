@@ -42,7 +42,8 @@ def shared_prefix(a: Ids, b: Ids) -> int:
 def work_of(model: PreTrainedModel) -> Callable[[int], int]:
     """The multiplications of a row of so many tokens: each passes every weight, and meets every key of its row."""
     config = model.config
-    per_token = sum(p.numel() for name, p in model.named_parameters() if "embed_tokens" not in name)
+    sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in model.named_parameters()}  # zero3 holds parts
+    per_token = sum(size for name, size in sizes.items() if "embed_tokens" not in name)
     per_key = 2 * config.num_hidden_layers * config.hidden_size
     return lambda tokens: tokens * (per_token + tokens * per_key)
 
@@ -51,7 +52,7 @@ def trees(rows: Sequence[Ids], work: Callable[[int], int], *, longest: int) -> l
     """Sorted, different rows as those trees that are least work; one of several rows has `longest` ids at most.
 
     Rows that begin alike stand side by side. Stretches of rows that have ever more in common lie within one another:
-    each is a tree, or the best of every stretch inside it.
+    each is a tree, or the best of every stretch inside it. One that is too long is not cut into pieces of its own.
     """
     before = [0, *accumulate(map(len, rows))]
     open_: list[tuple[int, list[Tree], int]] = []  # stretches that may go on, each inside the one before it
@@ -60,7 +61,8 @@ def trees(rows: Sequence[Ids], work: Callable[[int], int], *, longest: int) -> l
         shared = shared_prefix(row, rows[i + 1]) if i + 1 < len(rows) else -1
         while open_ and open_[-1][0] >= shared:
             trunk, inside, spent = open_.pop()
-            made, cost = inside + made, spent + cost
+            inside.extend(made)
+            made, cost = inside, spent + cost
             if trunk == shared:
                 break
             first, last = made[0].first, made[-1].last

@@ -71,7 +71,8 @@ def _one_after_another(input_ids: Tensor, position_ids: Tensor) -> dict[str, Ten
 
 def sees_all(model: PreTrainedModel) -> bool:
     """Whether all attention is scaled-dot-product attention over the whole context."""
-    return model.config._attn_implementation == "sdpa" and unlimited(model)
+    by_position = getattr(model.config, "alibi", False)  # Falcon makes its biases of a mask over tokens
+    return model.config._attn_implementation == "sdpa" and not by_position and unlimited(model)
 
 
 def unlimited(model: PreTrainedModel) -> bool:

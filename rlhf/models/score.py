@@ -1,4 +1,4 @@
-"""Scores: one number per completion, read at one place by one function.
+"""Scores: one number per completion, read at one place.
 
 A reward model writes a value at every token; the score is the value at the last token that exists, which is the EOS
 of a finished completion. Training, evaluation, rejection sampling, PPO and the critic all come through here, so a
@@ -23,8 +23,8 @@ from rlhf.models.packing import sees_all
 from rlhf.models.shared import whole
 from rlhf.processes.ranks import dealt
 
-TOGETHER, TOGETHER_ON_CPU = 8192, 2048
-"""Tokens that are scored at once. A CPU is fastest where what it makes of them stays in its caches."""
+AT_ONCE, AT_ONCE_ON_CPU = 8192, 2048
+"""Tokens that are scored together. A CPU is fastest where what it makes of them stays in its caches."""
 
 
 def token_values(
@@ -81,17 +81,33 @@ def batches_by_length(lengths: Sequence[int], *, tokens: int) -> list[list[int]]
     return batches
 
 
+def planned(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], tokens_per_batch: int | None = None
+) -> list[list[Tree]]:
+    """Batches of sorted, different rows: of trees, where that is less work, and of rows by themselves."""
+    on_cpu = model.device.type == "cpu"
+    size = tokens_per_batch or (AT_ONCE_ON_CPU if on_cpu else AT_ONCE)
+    alone = [Tree(i, i + 1, 0, len(row)) for i, row in enumerate(rows)]
+    found = trees(rows, work_of(model), longest=size) if on_cpu and sees_all(model) else alone
+    kinds = [tree for tree in found if tree.trunk], [tree for tree in found if not tree.trunk]
+    return [
+        [kind[i] for i in batch]
+        for kind in kinds
+        for batch in batches_by_length([tree.tokens for tree in kind], tokens=size)
+    ]
+
+
 def read_scores(
     model: PreTrainedModel, rows: Sequence[Sequence[int]], batch: Sequence[Tree], *, pad_token_id: int
-) -> list[float]:
-    """The scores of the rows of these trees, which all have a trunk, or none has."""
+) -> Tensor:
+    """The scores [N] of the rows of these trees, which all have a trunk, or none has."""
     if not batch[0].trunk:
         ids, mask = pad_right([rows[tree.first] for tree in batch], pad_token_id=pad_token_id, device=model.device)
-        return read_score(token_values(model, ids, mask), mask).tolist()
+        return read_score(token_values(model, ids, mask), mask)
     found = lay_out([(tree.trunk, rows[tree.first : tree.last]) for tree in batch], pad_token_id=pad_token_id)
     ids, positions, segments = (found[name].to(model.device) for name in ("input_ids", "position_ids", "segments"))
     values = token_values(model, ids, visible(segments)[:, None], position_ids=positions)
-    return values[ends(segments)].tolist()
+    return values[ends(segments)]
 
 
 @torch.no_grad()
@@ -105,29 +121,23 @@ def score(
 ) -> Tensor:
     """Score whole dialogues (prompt and completion ids): [N] logits, in the order given.
 
-    Equal rows are scored once, and what rows begin with in common is read once where that is less work; rows of similar
-    length share a batch. Several processes share the batches.
+    Equal rows are scored once; rows of similar length share a batch. On a CPU what rows begin with in common is read
+    once where that is less work (on a GPU, whose fast attention takes no mask, nobody has measured it). Several
+    processes share the batches.
 
     Raises:
         NonFiniteError: a score, called `what`, is no finite number; rows are named by their place.
     """
     model.eval()
-    size = tokens_per_batch or (TOGETHER_ON_CPU if model.device.type == "cpu" else TOGETHER)
     unique = sorted({tuple(row) for row in rows})
-    alone = [Tree(i, i + 1, 0, len(row)) for i, row in enumerate(unique)]
-    found = trees(unique, work_of(model), longest=size) if sees_all(model) else alone
-    batches = [
-        [kind[i] for i in batch]
-        for kind in ([t for t in found if t.trunk], [t for t in found if not t.trunk])
-        for batch in batches_by_length([t.tokens for t in kind], tokens=size)
-    ]
-
-    def work(share: Sequence[Sequence[Tree]]) -> list[list[float]]:
-        return [read_scores(model, unique, batch, pad_token_id=pad_token_id) for batch in share]
-
-    with whole(model):
-        scored = dealt(batches, work, cost=lambda batch: sum(tree.tokens for tree in batch))
     known: dict[tuple[int, ...], float] = {}
+
+    def read(share: Sequence[Sequence[Tree]]) -> list[list[float]]:
+        return [read_scores(model, unique, batch, pad_token_id=pad_token_id).tolist() for batch in share]
+
+    with whole(model):  # of which the weights are counted, too
+        batches = planned(model, unique, tokens_per_batch)
+        scored = dealt(batches, read, cost=lambda batch: sum(tree.tokens for tree in batch))
     for batch, scores in zip(batches, scored, strict=True):
         known.update(zip((row for tree in batch for row in unique[tree.first : tree.last]), scores, strict=True))
     made = torch.tensor([known[tuple(row)] for row in rows], dtype=torch.float32)

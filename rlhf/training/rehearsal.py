@@ -58,7 +58,7 @@ def best_pooled(
     Args:
         known: what these very models said already, at this threshold.
     """
-    prompts = {prompt: encode_prompt(tokenizer, prompt) for prompt in {e.prompt for e in entries}}
+    prompts = {prompt: encode_prompt(tokenizer, prompt) for prompt in dict.fromkeys(e.prompt for e in entries)}
     rows = [(e.is_safety, (*prompts[e.prompt], *encode_completion(tokenizer, e.completion))) for e in entries]
     scores = dict(known or {})
     if new := sorted({row for row, e in zip(rows, entries, strict=True) if e.usable} - scores.keys()):

@@ -59,7 +59,8 @@ class RowTrainer(ResumableTrainer, SFTTrainer):
         read = {"logits_to_keep": where, "labels": targets, "shift_labels": targets, "use_cache": False}
         loss, made = Trainer.compute_loss(self, model, inputs | read, True, num_items_in_batch.clamp(min=1))
         coming = self.state.global_step + 1
-        if coming == 1 or coming % self.args.logging_steps == 0:  # not of all since then: they take a 20th of a step
+        first = coming == 1 and self.args.logging_first_step
+        if first or coming % self.args.logging_steps == 0:  # not of all since then: they take a 20th of a step
             self._note_predictions(made.logits.detach().float(), targets)
         return loss
 

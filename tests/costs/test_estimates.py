@@ -11,12 +11,12 @@ from rlhf import rollout
 from rlhf.config import load
 from rlhf.costs.memory import LOGITS, TILE, activations, joined, logits, reading
 from rlhf.costs.shapes import Shape
-from rlhf.costs.stages import SCORED
+from rlhf.costs.stages import SCORED, SCORED_ON_CPU
 from rlhf.functional.kl import exact_kl
 from rlhf.functional.logprobs import chosen_logprobs, entropy
 from rlhf.generation.fused import Fused, Joined
 from rlhf.models.packing import documents
-from rlhf.models.score import TOGETHER
+from rlhf.models.score import AT_ONCE, AT_ONCE_ON_CPU
 
 SHAPE = Shape(500, 64, 176, 6, 4, 2, 16)
 ROWS, TOKENS = 8, 64
@@ -114,4 +114,4 @@ def test_the_copy_of_the_weights_that_decoding_makes(llama):
 def test_numbers_that_stand_in_two_places():
     assert rollout.LOGITS == LOGITS
     assert TOKEN_CHUNK_SIZE * _CHUNKED_LOGPROB_CHUNK_SIZE == TILE
-    assert TOGETHER == SCORED
+    assert (AT_ONCE, AT_ONCE_ON_CPU) == (SCORED, SCORED_ON_CPU)

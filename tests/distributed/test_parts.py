@@ -144,8 +144,13 @@ def share(out):
             pass  # inside of another it does nothing
         sizes += [size(), all(torch.equal(a, b) for a, b in zip(kept.parameters(), alike.parameters(), strict=True))]
     sizes.append(size())
-    rows = [drawn(9, torch.Generator().manual_seed(i)) for i in range(5)]
+    start, read = drawn(30, torch.Generator().manual_seed(9)), []
+    rows = [[*start, *drawn(9, torch.Generator().manual_seed(i))] for i in range(5)]
+    for model in (kept, alike):  # laid out alike, though one holds a part of its weights until it works
+        model.model.embed_tokens.register_forward_pre_hook(lambda _, given: read.append(given[0].shape))
     assert torch.equal(*(score(scorer, rows, pad_token_id=tokenizer.pad_token_id) for scorer in (kept, freeze(alike))))
+    assert set(read) <= {(1, 30 + 5 * 9)}  # by one of the processes
+    assert team.summed(torch.tensor(len(read))).item() == 2
     (Path(out) / "shared").write_text(json.dumps(sizes))
 
 def speak(out):

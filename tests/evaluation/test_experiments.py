@@ -372,8 +372,11 @@ def test_an_arm_begins_with_what_its_steps_read(tmp_path):
         (tmp_path / place / step / "weights").write_text(place)
     arm, folder = ARMS["small-reward"], tmp_path / "arm"
     recipe = Recipe.model_validate(merge(load("tiny").recipe.model_dump(mode="json"), dict(map(split, arm.settings))))
+    (folder / "reward-1").mkdir(parents=True)  # its own, half done
+    (folder / "evaluate").mkdir()  # what an arm of this name once made
     for _ in range(2):
         make.begin(folder, arm, recipe, tmp_path / "small", tmp_path / "run")
+        assert {path.name for path in folder.iterdir()} == {"sft", "preferences-1", "reward-1"}
         wanted = {"sft": "small", "preferences-1": "run"}
         assert {path.parent.name: path.read_text() for path in folder.glob("*/weights")} == wanted
         (folder / "sft" / "weights").unlink()

@@ -9,7 +9,7 @@ import torch
 from rlhf.data.chat import encode_completion, encode_prompt
 from rlhf.data.types import Preference, Turn, rating_mix
 from rlhf.evaluation import reward_report
-from rlhf.evaluation.reward_report import examine, matched, rating_drift, score_pairs, staleness
+from rlhf.evaluation.reward_report import examine, matched, rating_drift, score_pairs, staleness, swapped
 from rlhf.models.reward_models import RewardModels
 from rlhf.models.score import score
 
@@ -22,6 +22,21 @@ def pair(i, rating="better", safe=(None, None), source="people"):
 
 def scores(*values):
     return torch.tensor(values)
+
+
+def test_sides_that_are_exchanged_are_read_each_by_itself(models, tokenizer):
+    """In one row with its pair, or in a batch with others, a score that knew of them would stay the same."""
+    rows, read = [pair(i, "negligibly") for i in range(6)], []
+    gap = torch.sub(*score_pairs(models.safety, tokenizer, rows, context=128))
+    hook = models.safety.model.embed_tokens.register_forward_pre_hook(lambda _, args: read.append(args[0].shape))
+    assert swapped(models.safety, tokenizer, rows, gap, context=128)["consistent"] == 1
+    hook.remove()
+    whole = {
+        (*encode_prompt(tokenizer, row.prompt), *encode_completion(tokenizer, side))
+        for row in rows
+        for side in (row.chosen, row.rejected)
+    }
+    assert sorted(tuple(shape) for shape in read) == sorted((1, len(row)) for row in whole)
 
 
 @pytest.fixture

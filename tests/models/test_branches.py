@@ -1,15 +1,15 @@
 """Rows that begin alike as one row: which, by the definition; and what it says of each, by transformers row by row."""
 
 import itertools
+import time
 
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rlhf.models import packing
 from rlhf.models.branches import Tree, ends, lay_out, shared_prefix, trees, visible, work_of
-from rlhf.models.score import score
+from rlhf.models.score import AT_ONCE_ON_CPU, score
 
 PAD = 2
 ROWS = st.sets(st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple), min_size=1, max_size=12).map(sorted)
@@ -92,15 +92,38 @@ def test_a_branch_has_the_score_of_its_row_by_itself(reward_model):
     assert torch.stack(wanted).std() > 0.1
 
 
-@pytest.mark.parametrize("window", [None, 8])
-def test_a_prompt_is_read_once_for_its_answers_unless_the_model_does_not_see_all(reward_model, window, monkeypatch):
+def read_of(reward_model, rows, **how):
+    """The shapes that scoring these rows reads."""
     read = []
-    hook = reward_model.model.embed_tokens.register_forward_pre_hook(lambda _, args: read.append(args[0].numel()))
-    if window:
-        monkeypatch.setattr(packing, "unlimited", lambda model: False)
-    score(reward_model, answers(3, 4), pad_token_id=PAD)
+    hook = reward_model.model.embed_tokens.register_forward_pre_hook(lambda _, args: read.append(tuple(args[0].shape)))
+    score(reward_model, rows, pad_token_id=PAD, **how)
     hook.remove()
-    assert read == ([12 * 30] if window else [3 * 60])
+    return read
+
+
+def test_a_prompt_is_read_once_for_its_answers_unless_the_model_does_not_see_all(reward_model, monkeypatch):
+    rows = answers(3, 4)
+    assert read_of(reward_model, rows) == [(3, 60)]
+    assert read_of(reward_model, rows, tokens_per_batch=1) == [(1, 30)] * 12  # every row by itself
+    for change in ({"alibi": True}, {"layer_types": ["sliding_attention"] * 3}):
+        with monkeypatch.context() as patch:
+            for name, value in change.items():
+                patch.setattr(reward_model.config, name, value, raising=False)
+            assert read_of(reward_model, rows) == [(12, 30)]
+
+
+def test_a_cpu_reads_no_more_at_once_than_its_caches_hold(reward_model):
+    read = read_of(reward_model, [*answers(40, 4), *answers(100, 1, length=40, seed=5)])
+    assert sum(rows * width for rows, width in read) == 40 * 60 + 100 * 61
+    assert max(rows * width for rows, width in read) <= AT_ONCE_ON_CPU < 40 * 60
+
+
+def test_rows_that_only_begin_with_the_same_id_take_no_time_to_tell_apart():
+    rows = sorted((0, i % 50000, i) for i in range(200_000))
+    before = time.process_time()
+    found = trees(rows, lambda n: n * n, longest=100)
+    assert len(found) == len(rows)
+    assert time.process_time() - before < 5  # two seconds; copied stretch by stretch it was minutes
 
 
 def test_work_counts_weights_and_keys(reward_model):

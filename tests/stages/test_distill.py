@@ -158,18 +158,21 @@ def test_where_nothing_changes_bad_answers_do_not_seem_to_gain():
     assert abs(low["change"] - high["change"]) < 4 * (4 / 1000) ** 0.5  # each mean change has a variance of 2 / 1000
 
 
-def test_the_stage_leaves_rows_without_preprompts_and_a_policy(job_of, saved, policy):
+def test_the_stage_leaves_rows_without_preprompts_and_a_policy(job_of, saved, policy, monkeypatch):
     policy.config.max_position_embeddings = 512  # a preprompt is long in a tokenizer of 300 tokens
     reads = {"policy": [saved.policy("rejection-1")], "reward": [saved.reward("reward-1")]}
     job = job_of(
         "distill", reads=reads, prompts=24, max_new_tokens=6, replay_samples=2, epochs=1, batch_size=4,
         model={"max_length": 512},
     )  # fmt: skip
+    judged, scores = [], distill.safety_scores
+    monkeypatch.setattr(distill, "safety_scores", lambda *given: judged.append(given[-1]) or scores(*given))
     distill.run(job)
     rows = read_jsonl(job.out / "dialogues.jsonl", Dialogue)
     kept = [row for row in rows if row.source == "distill"]
     found = json.loads((job.out / "results.json").read_text())["distill"]
     assert 0 < len(kept) == found["kept"] < found["n"]
+    assert [len(answers) for answers in judged] == [3 * found["n"]]  # an answer that is the same has the same score
     replayed = [row for row in rows if row.source == "replay"]
     assert 0 < len(replayed) == len(rows) - len(kept) <= len(kept)
     assert {read_prompt(row.turns[:-1])[0].kind for row in kept} == {"unsafe"}

@@ -194,6 +194,22 @@ def test_logits_made_at_once_teach_and_say_what_those_of_trl_do(policy, tokenize
         assert {"sft/entropy", "sft/mean_token_accuracy", "sft/loss"} <= said[0].keys()
 
 
+def test_predictions_are_those_of_the_step_that_is_logged(policy, tokenizer, track):
+    """Entropy and right guesses of both micro-batches of steps 1 and 10, by torch's own distribution."""
+    made = []
+    policy.lm_head.register_forward_hook(lambda module, given, logits: made.append(logits.detach()[0]))
+    fit(policy, tokenizer, LONE * 2, track, batch_size=2, micro=1, steps=10, learning_rate=1e-2)
+    assert len(made) == 20
+    wanted = torch.tensor([10, 11, 1])
+    for row, step in zip(logged(track), (1, 10), strict=True):
+        own = torch.cat(made[2 * step - 2 : 2 * step])
+        entropy = torch.distributions.Categorical(logits=own).entropy().mean().item()
+        right = (own.argmax(-1) == wanted.repeat(2)).double().mean().item()
+        assert (row["step"], row["sft/entropy"]) == (step, pytest.approx(entropy, rel=1e-4))
+        assert row["sft/mean_token_accuracy"] == pytest.approx(right)
+    assert logged(track)[1]["sft/entropy"] < 0.9 * logged(track)[0]["sft/entropy"]  # so that a mean would be another
+
+
 def test_tokens_without_a_label_bear_no_loss(policy, tokenizer, track):
     """No gradient reaches the places that predict a prompt, a document's start, or padding."""
     found = []
