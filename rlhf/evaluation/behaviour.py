@@ -209,7 +209,7 @@ def wins(e: Evaluation, replies: Mapping[str, Sequence[tuple[Sample, float, floa
         if name == opponent:
             continue
         ours = replies[name]
-        found[name] = {"own": win_rates.by_axis(own(ours, tags), own(theirs, tags), tags)}
+        found[name] = {"own": win_rates.by_axis(*own(ours, theirs), tags)}
         gold, other = (verdicts([row[0] for row in side]) for side in (ours, theirs))
         if gold is not None and other is not None:
             found[name]["gold"] = win_rates.by_axis([v.quality for v in gold], [v.quality for v in other], tags)
@@ -225,9 +225,19 @@ def opponent_of(e: Evaluation) -> str:
     return e.job.config.opponent or next((name for name in e.policies if name != "base"), "")
 
 
-def own(rows: Sequence[tuple[Sample, float, float]], tags: Sequence[bool]) -> list[float]:
-    """Scores by the model whose domain the prompt is: safety on adversarial prompts, helpfulness on the others."""
-    return [safety if tag else helpfulness for (_, helpfulness, safety), tag in zip(rows, tags, strict=True)]
+def own(
+    ours: Sequence[tuple[Sample, float, float]], theirs: Sequence[tuple[Sample, float, float]]
+) -> tuple[list[float], list[float]]:
+    """Scores by the model whose domain the prompt is: safety on adversarial prompts, helpfulness on the others.
+
+    The same answer has the same score: in another batch it may differ by a last bit, which is no victory.
+    """
+    found: tuple[list[float], list[float]] = ([], [])
+    for (mine, *scores), (other, *against) in zip(ours, theirs, strict=True):
+        same, domain = mine.completion.token_ids == other.completion.token_ids, int(other.prompt.is_safety)
+        found[0].append((against if same else scores)[domain])
+        found[1].append(against[domain])
+    return found
 
 
 def judge_of(e: Evaluation) -> Any:

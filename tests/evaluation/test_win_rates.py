@@ -5,8 +5,21 @@ import torch
 
 from rlhf.data.types import Prompt, Turn
 from rlhf.evaluation import win_rates
+from rlhf.evaluation.behaviour import own
+from rlhf.generation.protocol import Completion
+from rlhf.rollout import Sample
 
 PROMPTS = [Prompt(str(i), (Turn("user", f"q{i}"),), "x", is_safety=False) for i in range(3)]
+
+
+def test_the_same_answer_is_a_tie_whatever_its_last_bits():
+    def answered(ids, helpfulness, safety, *, is_safety):
+        prompt = Prompt("p", (Turn("user", "why ?"),), "x", is_safety=is_safety)
+        return Sample(prompt, (0, 8), Completion(ids, (0.0,) * len(ids), "stop"), "said"), helpfulness, safety
+
+    ours = [answered((9, 1), 2.0000002, 5.0, is_safety=False), answered((9, 1), 1.0, 3.0, is_safety=True)]
+    theirs = [answered((9, 1), 2.0, 6.0, is_safety=False), answered((7, 1), 2.0, 2.0, is_safety=True)]
+    assert own(ours, theirs) == ([2.0, 3.0], [2.0, 2.0])  # by helpfulness, and by safety
 
 
 def test_rates_by_hand():
