@@ -180,7 +180,9 @@ def write(out: Path, verdicts: dict[str, Any], runs: Sequence[str]) -> None:
     ]
     lines = ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows]
     (out / "claims.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (out / "claims.html").write_text(draw_claims(verdicts, runs), encoding="utf-8")
+    swept = {run: out / Path(run).name / "scaling" / "scaling" / "results.json" for run in runs if "B34" in verdicts}
+    scaling = {Path(run).name: json.loads(path.read_text("utf-8")) for run, path in swept.items() if path.exists()}
+    (out / "claims.html").write_text(draw_claims(verdicts, runs, scaling), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Whether a reply refuses, read from its words (4.2.3): nothing to train, and its errors can be counted.
 
 A refusal is said early, so only the beginning of a reply is looked at: a helpful answer that ends with a caution is no
-refusal. Written on half of XSTest's labelled replies of Mistral-7B and counted on the other half: precision .98, recall
-.81 (215 replies, 69 refusals; partial ones left out). What it misses argues with the premise of a question instead of
-declining to answer it. `tests/evaluation/test_refusals.py` counts again where the labels are at hand.
+refusal. Written on half of XSTest's labelled replies of two Mistral models and counted on the other half, to the same
+233 prompts by the other model: precision .98, recall .81 (215 replies, 69 refusals; partial ones left out, with them
+.98 and .70). Of the replies to safe prompts, where a refusal is a false one, too few refuse to tell (112 replies, 5
+refusals: precision .75, recall .60). What it misses argues with the premise of a question instead of declining to
+answer it. `tests/evaluation/test_refusals.py` counts again where the labels are at hand.
 
 Where no oracle judges the answers, false refusals are counted with it (`without_oracle`).
 """

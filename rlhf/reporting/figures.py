@@ -172,8 +172,12 @@ def refusal_charts(report: Mapping[str, Any]) -> list[Chart]:
     return [Chart("False refusals", svg, caption, alt)]
 
 
-def scaling_charts(report: Mapping[str, Any]) -> list[Chart]:
-    """The trade-off of safety data in one plot: helpfulness, violations and false refusals by share (Fig 15, 33)."""
+def scaling_charts(report: Mapping[str, Any], *, of: str = "") -> list[Chart]:
+    """The trade-off of safety data in one plot: helpfulness, violations and false refusals by share (Fig 15, 33).
+
+    Args:
+        of: the run, on a page that shows several.
+    """
     rows = []
     for share, row in sorted(report.get("safety_scaling", {}).items(), key=lambda item: float(item[0])):
         refused = {f"false_refusal.{kind}": rate for kind, rate in row.get("false_refusal", {}).items()}
@@ -197,8 +201,9 @@ def scaling_charts(report: Mapping[str, Any]) -> list[Chart]:
         "The same helpfulness data with more and more safety data; every model starts from the pretrained one."
         " Strokes are 95% intervals; the shares stand as far apart, whatever they are."
     )
-    svg = lines("safety-scaling", series, x="safety data, %", y="share; gold score", scale="even")
-    return [Chart("What safety data buys and costs", svg, caption, alt_of(series))]
+    svg = lines(f"safety-scaling{of}", series, x="safety data, %", y="share; gold score", scale="even")
+    title = "What safety data buys and costs"
+    return [Chart(f"{title}: {of}" if of else title, svg, caption, alt_of(series))]
 
 
 def ppo_charts(metrics: Mapping[str, Sequence[Row]]) -> list[Chart]:

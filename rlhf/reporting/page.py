@@ -89,13 +89,18 @@ def draw(
     )
 
 
-def draw_claims(found: Mapping[str, Any], runs: Sequence[str]) -> str:
-    """A page of its own: the verdicts over several runs."""
+def draw_claims(found: Mapping[str, Any], runs: Sequence[str], scaling: Mapping[str, Mapping[str, Any]] = {}) -> str:
+    """A page of its own: the verdicts over several runs.
+
+    Args:
+        scaling: what safety data buy and cost, run by run.
+    """
     rows = claims(found)
     counts = Counter(row["verdict"] for row in rows)
     said = {one: one if counts[one] == 1 else several for one, several in zip(VERDICTS.values(), SEVERAL, strict=True)}
     headline = ", ".join(f"{counts[one]} {words}" for one, words in said.items() if counts[one])
-    return pages().get_template("claims.html.j2").render(claims=rows, runs=runs, headline=headline)
+    charts = [chart for run, report in scaling.items() for chart in figures.scaling_charts(report, of=run)]
+    return pages().get_template("claims.html.j2").render(claims=rows, runs=runs, headline=headline, charts=charts)
 
 
 def pages() -> Environment:

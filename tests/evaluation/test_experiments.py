@@ -510,6 +510,23 @@ def test_the_page_counts_verdicts_in_words(toys, tmp_path):
     assert "1 holds, 2 do not hold" in draw_claims(several | {"Y": claim | {"holds": False}}, ["a"])
 
 
+def test_the_page_draws_what_safety_data_buy_and_cost_once_that_was_judged(tmp_path):
+    verdict = {"claim": "c", "holds": True, "figure": "f", "evidence": "e"}
+    for seed in (3, 4):
+        (place := tmp_path / f"tiny-{seed}" / "scaling" / "scaling").mkdir(parents=True)
+        rows = {share: {"gold_helpfulness": 0.5, "violation_rate": 0.9 - float(share)} for share in ("0", "0.5")}
+        (place / "results.json").write_text(json.dumps({"safety_scaling": rows}))
+    for name, charts in (("B34", 2), ("B1", 0)):
+        runner.write(tmp_path, {name: verdict}, [f"runs/tiny-{seed}" for seed in (3, 4, 5)])
+        page = (tmp_path / "claims.html").read_text()
+        assert page.count("<svg") == charts
+        assert [f"What safety data buys and costs: tiny-{seed}" in page for seed in (3, 4, 5)] == [charts > 0] * 2 + [
+            False
+        ]
+        ids = re.findall(r' id="([^"]+)"', page)
+        assert len(ids) == len(set(ids))
+
+
 def test_a_verdict_on_runs_that_were_made_again_since_is_dropped(toys, tmp_path):
     place = tmp_path / "claims" / "report.json"
     toys(2)
