@@ -180,8 +180,8 @@ def write(out: Path, verdicts: dict[str, Any], runs: Sequence[str]) -> None:
     ]
     lines = ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows]
     (out / "claims.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    swept = {run: out / Path(run).name / "scaling" / "scaling" / "results.json" for run in runs if "B34" in verdicts}
-    scaling = {Path(run).name: json.loads(path.read_text("utf-8")) for run, path in swept.items() if path.exists()}
+    judged = [Path(run) for run in runs if "B34" in verdicts]
+    scaling = {run.name: results(folder_of("scaling", run, out)).get("scaling", {}) for run in judged}
     (out / "claims.html").write_text(draw_claims(verdicts, runs, scaling), encoding="utf-8")
 
 

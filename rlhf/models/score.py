@@ -130,7 +130,6 @@ def score(
     """
     model.eval()
     unique = sorted({tuple(row) for row in rows})
-    known: dict[tuple[int, ...], float] = {}
 
     def read(share: Sequence[Sequence[Tree]]) -> list[list[float]]:
         return [read_scores(model, unique, batch, pad_token_id=pad_token_id).tolist() for batch in share]
@@ -138,6 +137,7 @@ def score(
     with whole(model):  # of which the weights are counted, too
         batches = planned(model, unique, tokens_per_batch)
         scored = dealt(batches, read, cost=lambda batch: sum(tree.tokens for tree in batch))
+    known: dict[tuple[int, ...], float] = {}
     for batch, scores in zip(batches, scored, strict=True):
         known.update(zip((row for tree in batch for row in unique[tree.first : tree.last]), scores, strict=True))
     made = torch.tensor([known[tuple(row)] for row in rows], dtype=torch.float32)
